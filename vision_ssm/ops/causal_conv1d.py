@@ -1,0 +1,176 @@
+"""Causal depthwise convolution with SiLU along a path: the short convolution of Mamba blocks.
+
+    y[l] = act(bias + sum_j weight[j] x[l - (width - 1) + j])
+
+A mirrored convolution is that of the reversed sequence, in the order of the original: a bidirectional block needs no
+flipped copy.
+"""
+
+from typing import List, Optional  # noqa: UP035 - TorchScript needs the typing forms
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import backends, cpu, plain
+
+__all__ = ["causal_conv1d"]
+
+
+def _plain(x, weight, bias, tables, mirrored, silu):
+    """The convolution as `width` shifted products, before or after the activation: [b, k, s, d]."""
+    width = weight.shape[2]
+    rows = plain.take(x, tables).movedim(0, 2)  # [b, k | 1, s, d]
+    weight = plain.accumulation(weight)
+    outputs = []
+    for k, mirror in enumerate(mirrored):
+        row = rows[:, min(k, rows.shape[1] - 1)]
+        padded = F.pad(row, (0, 0, 0, width - 1) if mirror else (0, 0, width - 1, 0))
+        taps = weight[k].flip(1) if mirror else weight[k]
+        y = sum(padded[:, j : j + row.shape[1]] * taps[:, j] for j in range(width))
+        outputs.append(y if bias is None else y + plain.accumulation(bias[k]))
+    y = torch.stack(outputs, 1)
+    return F.silu(y) if silu else y
+
+
+@torch.library.custom_op("vision_ssm::causal_conv1d", mutates_args=())
+def _forward(
+    x: Tensor, weight: Tensor, bias: Optional[Tensor], tables: Optional[Tensor], mirrored: List[bool], silu: bool
+) -> Tensor:
+    if backends.current_backend(x.device, x.dtype) == "cpu":
+        return cpu.conv_forward(x, weight, bias, tables, mirrored, silu)
+    return _plain(x, weight, bias, tables, mirrored, silu).to(x.dtype)
+
+
+@_forward.register_fake
+def _(x, weight, bias, tables, mirrored, silu):
+    steps = x.shape[2] if tables is None else tables.shape[1]
+    return x.new_empty(x.shape[0], weight.shape[0], steps, weight.shape[1])
+
+
+@torch.library.custom_op("vision_ssm::causal_conv1d_backward", mutates_args=())
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Optional[Tensor],
+    tables: Optional[Tensor],
+    mirrored: List[bool],
+    silu: bool,
+) -> List[Tensor]:
+    if backends.current_backend(x.device, x.dtype) == "cpu":
+        dx, d_weight, d_bias = cpu.conv_backward(dy, x, weight, bias, tables, mirrored, silu)
+    else:
+        dx, d_weight, d_bias = _plain_backward(dy, x, weight, bias, tables, mirrored, silu)
+    pairs = ((dx, x), (d_weight, weight), (d_bias, bias))
+    return [x.new_empty(0) if like is None else g.to(like.dtype).contiguous() for g, like in pairs]
+
+
+def _plain_backward(dy, x, weight, bias, tables, mirrored, silu):
+    width, steps = weight.shape[2], dy.shape[2]
+    dy = plain.accumulation(dy)
+    if silu:
+        before = _plain(x, weight, bias, tables, mirrored, False)
+        gate = torch.sigmoid(before)
+        dy = dy * (gate + before * gate * (1 - gate))
+    rows = plain.take(x, tables).movedim(0, 2)
+    weight = plain.accumulation(weight)
+    dx, d_weight = [], []
+    for k, mirror in enumerate(mirrored):
+        row = rows[:, min(k, rows.shape[1] - 1)]
+        taps = weight[k].flip(1) if mirror else weight[k]
+        lead = 0 if mirror else width - 1
+        padded = F.pad(row, (0, 0, lead, width - 1 - lead))
+        grad = F.pad(dy[:, k], (0, 0, width - 1 - lead, lead))
+        dx.append(sum(grad[:, width - 1 - j : width - 1 - j + steps] * taps[:, j] for j in range(width)))
+        d = torch.stack([(padded[:, j : j + steps] * dy[:, k]).sum((0, 1)) for j in range(width)], 1)
+        d_weight.append(d.flip(1) if mirror else d)
+    dx = plain.put(torch.stack(dx, 1).movedim(2, 0), tables, x.shape[2])
+    dx = dx.sum(1, keepdim=True) if x.shape[1] < dx.shape[1] else dx
+    return dx, torch.stack(d_weight), dy.sum((0, 2))
+
+
+@_backward.register_fake
+def _(dy, x, weight, bias, tables, mirrored, silu):
+    return [x.new_empty(0) if like is None else like.new_empty(like.shape) for like in (x, weight, bias)]
+
+
+def _save(ctx, inputs, output):
+    *tensors, ctx.mirrored, ctx.silu = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx, dy):
+    x, weight, bias, tables = ctx.saved_tensors
+    dx, d_weight, d_bias = _backward(dy, x, weight, bias, tables, ctx.mirrored, ctx.silu)
+    return dx, d_weight, None if bias is None else d_bias, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+@torch.jit.ignore
+def _run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Optional[Tensor],
+    tables: Optional[Tensor],
+    mirrored: List[bool],
+    silu: bool,
+) -> Tensor:
+    if x.dim() != 4 or weight.dim() != 3:
+        raise ValueError(
+            f"`x` is {tuple(x.shape)} and `weight` {tuple(weight.shape)}: expected (batch, paths or 1, tokens, channels)"
+            " and (paths, channels, width)"
+        )
+    paths, channels, _ = weight.shape
+    if x.shape[3] != channels or x.shape[1] not in (1, paths):
+        raise ValueError(f"`x` is {tuple(x.shape)}: expected (batch, 1 or {paths}, tokens, {channels})")
+    if 0 in x.shape:
+        raise ValueError(f"`x` is {tuple(x.shape)}: expected at least one token")
+    if bias is not None and tuple(bias.shape) != (paths, channels):
+        raise ValueError(f"`bias` is {tuple(bias.shape)}: expected {(paths, channels)}")
+    if len(mirrored) != paths:
+        raise ValueError(f"`mirrored` has {len(mirrored)} entries: expected one for each of {paths} paths")
+    if tables is not None:
+        if tables.dtype != torch.int32:
+            raise TypeError(f"`tables` is {tables.dtype}: expected torch.int32")
+        if tables.dim() != 2 or len(tables) != paths or not tables.is_contiguous():
+            raise ValueError(f"`tables` is {tuple(tables.shape)}: expected a contiguous ({paths}, steps)")
+    for name, value in (("x", x), ("weight", weight), ("bias", bias)):
+        if value is not None and not value.is_floating_point():
+            raise TypeError(f"`{name}` is {value.dtype}: expected a floating-point tensor")
+    if backends.decomposing():
+        return _plain(x, weight, bias, tables, mirrored, silu).to(x.dtype)
+    return torch.ops.vision_ssm.causal_conv1d(x, weight, bias, tables, mirrored, silu)
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Optional[Tensor] = None,
+    tables: Optional[Tensor] = None,
+    mirrored: Optional[List[bool]] = None,
+    silu: bool = True,
+) -> Tensor:
+    """Causal depthwise convolution of channels-last sequences, one filter bank a path.
+
+    Args:
+        x: (batch, K or 1, tokens, channels).
+        weight: (K, channels, width); the last tap meets the current token.
+        bias: (K, channels).
+        tables: (K, steps), int32: the token read at each step, -1 for a zero token. The output is in the order of the
+            steps.
+        mirrored: for each path, whether the convolution runs from the end.
+        silu: apply SiLU.
+
+    Returns:
+        (batch, K, steps, channels) in the dtype of `x`.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what it is and what it must be.
+    """
+    flags = [False] * weight.shape[0] if mirrored is None else mirrored
+    if torch.jit.is_scripting():
+        return torch.ops.vision_ssm.causal_conv1d(x, weight, bias, tables, flags, silu)
+    return _run(x, weight, bias, tables, flags, silu)

@@ -1,0 +1,82 @@
+"""Argument checks of the operators: a sentence that names the argument, before any kernel runs."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["check", "check_tables"]
+
+
+def _shape(name: str, x: Tensor, expected: tuple, meaning: str) -> None:
+    if tuple(x.shape) != expected:
+        raise ValueError(f"`{name}` is {tuple(x.shape)}: expected {meaning} = {expected}")
+
+
+def check_tables(tables: Tensor, paths: int, device: torch.device) -> None:
+    """Shape, dtype and device of token tables; their entries are checked where they are built and by the kernels."""
+    if tables.dtype != torch.int32:
+        raise TypeError(f"`tables` is {tables.dtype}: expected torch.int32")
+    if tables.dim() != 3 or tables.shape[:2] != (2, paths) or tables.shape[2] == 0:
+        raise ValueError(f"`tables` is {tuple(tables.shape)}: expected (2, paths, steps) with {paths} paths")
+    if not tables.is_contiguous():
+        raise ValueError("`tables` is not contiguous")
+    if tables.device != device:
+        raise ValueError(f"`tables` is on {tables.device}: expected {device}, the device of `u`")
+
+
+def check(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens: int, merge: bool) -> None:
+    """Checks the arguments of the operator `vision_ssm::selective_scan`.
+
+    Raises:
+        ValueError: a shape or device that does not fit, or a length of zero.
+        TypeError: a dtype that is not floating point (int32 for tables).
+    """
+    named = {"u": u, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z, "dt_bias": dt_bias, "dt_weight": dt_weight}
+    for name, x in named.items():
+        if x is None:
+            continue
+        if not x.is_floating_point():
+            hint = " (complex A is not supported)" if x.is_complex() else ""
+            raise TypeError(f"`{name}` is {x.dtype}: expected a floating-point tensor{hint}")
+        if x.device != u.device:
+            raise ValueError(f"`{name}` is on {x.device}: expected {u.device}, the device of `u`")
+    if u.dim() != 4:
+        raise ValueError(f"`u` is {tuple(u.shape)}: expected (batch, paths or 1, tokens, channels)")
+    if A.dim() != 3:
+        raise ValueError(f"`A` is {tuple(A.shape)}: expected (paths, channels, d_state)")
+    batch, inputs, tokens, channels = u.shape
+    paths, _, d_state = A.shape
+    if tokens == 0:
+        raise ValueError("`u` has length 0: expected at least one token")
+    if d_state == 0 or channels == 0:
+        raise ValueError(f"`A` is {tuple(A.shape)}: expected at least one channel and one state")
+    if inputs not in (1, paths):
+        raise ValueError(f"`u` has {inputs} sequences: expected 1 or {paths}, the number of paths")
+    _shape("A", A, (paths, channels, d_state), "(paths, channels, d_state)")
+    if dt_weight is None:
+        _shape("dt", dt, (batch, paths, tokens, channels), "(batch, paths, tokens, channels)")
+    else:
+        if dt.dim() != 4:
+            raise ValueError(f"`dt` is {tuple(dt.shape)}: expected (batch, paths, tokens, rank)")
+        rank = dt.shape[3]
+        _shape("dt", dt, (batch, paths, tokens, rank), "(batch, paths, tokens, rank)")
+        _shape("dt_weight", dt_weight, (paths, channels, rank), "(paths, channels, rank)")
+    if B.dim() != 5:
+        raise ValueError(f"`B` is {tuple(B.shape)}: expected (batch, paths, tokens, groups, d_state)")
+    groups = B.shape[3]
+    if groups == 0 or channels % groups:
+        raise ValueError(f"`B` has {groups} groups: expected a divisor of {channels}, the number of channels")
+    for name, x in (("B", B), ("C", C)):
+        _shape(name, x, (batch, paths, tokens, groups, d_state), "(batch, paths, tokens, groups, d_state)")
+    for name, x in (("D", D), ("dt_bias", dt_bias)):
+        if x is not None:
+            _shape(name, x, (paths, channels), "(paths, channels)")
+    if out_tokens <= 0:
+        raise ValueError(f"`out_tokens` is {out_tokens}: expected at least one token")
+    if tables is None:
+        if out_tokens != tokens:
+            raise ValueError(f"`out_tokens` is {out_tokens}: expected {tokens}, the input's, without `tables`")
+    else:
+        check_tables(tables, paths, u.device)
+    if z is not None:
+        outputs = 1 if merge or z.dim() == 4 and z.shape[1] == 1 else paths
+        _shape("z", z, (batch, outputs, out_tokens, channels), "(batch, paths or 1, out_tokens, channels)")

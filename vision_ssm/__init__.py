@@ -1,1 +1,24 @@
+"""Vision SSM: the zoo of vision state-space models for timm.
 
+Importing the package registers its models: `timm.create_model("vmamba_tiny_s1l8")`.
+"""
+
+from . import models
+from .checkpoints import CheckpointError, convert_state_dict, load_checkpoint
+from .models import model_names
+from .ops import available_backends, selective_scan, selective_scan_nd, use_backend
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "__version__",
+    "available_backends",
+    "convert_state_dict",
+    "load_checkpoint",
+    "model_names",
+    "models",
+    "selective_scan",
+    "selective_scan_nd",
+    "use_backend",
+]

@@ -78,5 +78,5 @@ def check(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens: int, mer
     else:
         check_tables(tables, paths, u.device)
     if z is not None:
-        outputs = 1 if merge or z.dim() == 4 and z.shape[1] == 1 else paths
+        outputs = 1 if merge or (z.dim() == 4 and z.shape[1] == 1) else paths
         _shape("z", z, (batch, outputs, out_tokens, channels), "(batch, paths or 1, out_tokens, channels)")

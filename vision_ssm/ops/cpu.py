@@ -91,7 +91,15 @@ def _tensor(x: Tensor | None, *dims: str, shared: bool = False) -> tuple[int, ..
     if shared:
         strides["path"] = 0
     get = strides.get
-    return (x.data_ptr(), _DTYPES[x.dtype], get("batch", 0), get("path", 0), get("group", 0), get("token", 0), get("last", 0))
+    return (
+        x.data_ptr(),
+        _DTYPES[x.dtype],
+        get("batch", 0),
+        get("path", 0),
+        get("group", 0),
+        get("token", 0),
+        get("last", 0),
+    )
 
 
 def _address(x: Tensor | None) -> int:
@@ -178,9 +186,7 @@ def scan_forward(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens, s
     states = torch.empty(states_shape(batch, paths, steps, B.shape[3], channels, d_state)) if save else None
     _call(
         "scan_forward",
-        _scan_args(
-            u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, y, softplus, merge, ungated, last_state, states
-        ),
+        _scan_args(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, y, softplus, merge, ungated, last_state, states),
     )
     empty = torch.empty(0)
     return y.to(dtype), last_state, empty if states is None else states, torch.empty(0) if ungated is None else ungated

@@ -173,7 +173,7 @@ def forward_chunked(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens
 def backward(recurrence: Recurrence, dy, d_last_state, u, dt, A, B, C, D, dt_bias, dt_weight, tables, softplus):
     """Gradients of (u, dt, A, B, C, D, dt_bias, dt_weight) from that of the ungated output, by the adjoint scan
 
-        g[t] = C[t] dy[t] + decay[t + 1] g[t + 1].
+    g[t] = C[t] dy[t] + decay[t + 1] g[t + 1].
     """
     s = sequences(u, dt, A, B, C, dt_bias, dt_weight, tables, softplus)
     B_, C_ = s.per_channel(s.B), s.per_channel(s.C)

@@ -64,7 +64,12 @@ def _(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens, softplus, me
     if save and backends.current_backend(u.device, u.dtype) == "cpu":
         steps = tokens if tables is None else tables.shape[2]
         states = new(*cpu.states_shape(batch, paths, steps, B.shape[3], channels, d_state))
-    return u.new_empty(shape), new(batch, paths, channels, d_state), states, new(*shape) if save and z is not None else new(0)
+    return (
+        u.new_empty(shape),
+        new(batch, paths, channels, d_state),
+        states,
+        new(*shape) if save and z is not None else new(0),
+    )
 
 
 @torch.library.custom_op("vision_ssm::selective_scan_backward", mutates_args=())
@@ -250,7 +255,9 @@ def selective_scan_nd(
     """
     grid = B.shape[2:-1]
     if x.dim() not in (len(grid) + 2, len(grid) + 3) or x.shape[-len(grid) - 1 : -1] != grid:
-        raise ValueError(f"`x` is {tuple(x.shape)}: expected (batch, *grid, channels) with the grid of `B`, {tuple(grid)}")
+        raise ValueError(
+            f"`x` is {tuple(x.shape)}: expected (batch, *grid, channels) with the grid of `B`, {tuple(grid)}"
+        )
     shared = x.dim() == len(grid) + 2
     u = (x.unsqueeze(1) if shared else x).flatten(2, -2)
     if z is not None:

@@ -1,0 +1,36 @@
+"""The facts of published models: one JSON file a family, from which configs, cards and tables are made."""
+
+import functools
+import json
+from pathlib import Path
+
+__all__ = ["all_facts", "facts"]
+
+_PACKAGE = Path(__file__).parent
+
+
+@functools.cache
+def _family(name: str) -> dict[str, dict]:
+    for folder in (_PACKAGE / "_data" / "model_cards", _PACKAGE.parent / "model_cards"):
+        path = folder / f"{name}.json"
+        if path.is_file():
+            family = json.loads(path.read_text(encoding="utf-8"))
+            shared = {k: v for k, v in family.items() if k != "models"}
+            return {model: shared | entry for model, entry in family["models"].items()}
+    raise FileNotFoundError(
+        f"the facts of family {name!r} are missing from this installation (model_cards/{name}.json)"
+    )
+
+
+def facts(family: str, model: str) -> dict:
+    """What is known of a model: paper, licence, published metrics, source of the weights.
+
+    Raises:
+        KeyError: the family has no such model.
+    """
+    return _family(family)[model]
+
+
+def all_facts() -> dict[str, dict]:
+    """Facts of every published model of the package, by model name."""
+    return {name: entry for family in ("vim", "vmamba", "local_mamba") for name, entry in _family(family).items()}

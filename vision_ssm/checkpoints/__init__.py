@@ -1,0 +1,14 @@
+"""Checkpoints: safe reading, recognition of published layouts, conversion, strict loading."""
+
+from .loading import CheckpointError, convert_state_dict, load_checkpoint, load_into, rename
+from .reading import read, unwrap
+
+__all__ = [
+    "CheckpointError",
+    "convert_state_dict",
+    "load_checkpoint",
+    "load_into",
+    "read",
+    "rename",
+    "unwrap",
+]

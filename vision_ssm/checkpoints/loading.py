@@ -1,0 +1,132 @@
+"""Loading published checkpoints into models: recognised, converted, strict."""
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch.nn as nn
+from torch import Tensor
+
+from .reading import read, unwrap
+
+__all__ = ["CheckpointError", "convert_state_dict", "load_checkpoint", "load_into", "rename"]
+
+Rule = tuple[str, str | Callable[[re.Match], str]]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint does not fit the model; the message names the keys."""
+
+
+def rename(state_dict: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
+    """Every rule (pattern, replacement) applied to every name, in order."""
+    out = {}
+    for name, value in state_dict.items():
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        out[name] = value
+    return out
+
+
+def convert_state_dict(state_dict: Mapping, model: nn.Module) -> dict[str, Tensor]:
+    """A published state dict (or whole checkpoint) in the names and shapes of `model`; one of our own unchanged.
+
+    Args:
+        state_dict: names to tensors, in any layout that the model's family knows, with or without an envelope.
+        model: the model that the tensors are for.
+
+    Raises:
+        TypeError: the model's family defines no conversion.
+    """
+    for cls in type(model).__mro__:
+        if convert := getattr(sys.modules[cls.__module__], "checkpoint_filter_fn", None):
+            return convert(unwrap(state_dict), model)
+    raise TypeError(f"{type(model).__name__} is no model of vision_ssm that knows published checkpoints")
+
+
+def load_checkpoint(model: nn.Module, source: str | Path | Mapping, keep_head: bool = False) -> nn.Module:
+    """Load an official checkpoint, or one of this package, into `model`.
+
+    Args:
+        model: a model of this package.
+        source: file (safetensors or PyTorch), URL, or a state dict.
+        keep_head: leave the model's classifier as it is, for fine-tuning with other classes.
+
+    Returns:
+        The model.
+
+    Raises:
+        CheckpointError: keys are missing, unexpected or of another shape; they are named, and the registered model
+            that the checkpoint fits, if there is one.
+        FileNotFoundError, ValueError: no file, or none that can be read. No code of the file is run.
+    """
+    state_dict = convert_state_dict(read(source), model)
+    own = model.state_dict()
+    if keep_head:
+        state_dict = {k: v for k, v in state_dict.items() if not k.startswith("head.")}
+        state_dict |= {k: v for k, v in own.items() if k.startswith("head.")}
+    _check(state_dict, own, model, source)
+    model.load_state_dict(state_dict)
+    return model
+
+
+def load_into(model: nn.Module, path: str) -> None:
+    """As `load_checkpoint`, for `pretrained=True`: another number of classes keeps the new head, and the first
+    convolution is adapted to another number of input channels, as timm does."""
+    from timm.models._manipulate import adapt_input_conv
+
+    state_dict = convert_state_dict(read(path), model)
+    own = model.state_dict()
+    heads = [name for name in own if name.startswith("head.")]
+    if model.num_classes == 0 or any(own[k].shape != state_dict[k].shape for k in heads if k in state_dict):
+        state_dict = {k: v for k, v in state_dict.items() if not k.startswith("head.")} | {k: own[k] for k in heads}
+    name = f"{model.pretrained_cfg['first_conv']}.weight"
+    if name in state_dict and state_dict[name].shape[1] != model.in_chans:
+        state_dict[name] = adapt_input_conv(model.in_chans, state_dict[name])
+    _check(state_dict, own, model, path)
+    model.load_state_dict(state_dict)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _check(state_dict: Mapping, own: Mapping, model: nn.Module, source) -> None:
+    problems = []
+    if missing := [name for name in own if name not in state_dict]:
+        problems.append(f"missing: {_some(missing)}")
+    if unexpected := [name for name in state_dict if name not in own]:
+        problems.append(f"unexpected: {_some(unexpected)}")
+    shapes = [
+        f"{name} is {tuple(state_dict[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in state_dict and state_dict[name].shape != value.shape
+    ]
+    if shapes:
+        problems.append(f"other shapes: {_some(shapes)}")
+    if not problems:
+        return
+    where = "the state dict" if isinstance(source, Mapping) else str(source)
+    fits = _fitting_models(source)
+    hint = f"; it fits {' or '.join(fits)}" if fits else ""
+    raise CheckpointError(f"{where} does not fit {type(model).__name__}: {'; '.join(problems)}{hint}")
+
+
+def _fitting_models(source) -> list[str]:
+    """Registered models that the checkpoint fits exactly."""
+    import timm
+
+    from ..models import model_names
+
+    content, fits = read(source), []
+    for name in model_names():
+        candidate = timm.create_model(name, device="meta")
+        own = candidate.state_dict()
+        try:
+            converted = convert_state_dict(content, candidate)
+        except (KeyError, ValueError, RuntimeError, IndexError):
+            continue
+        if converted.keys() == own.keys() and all(converted[k].shape == v.shape for k, v in own.items()):
+            fits.append(name)
+    return fits

@@ -1,0 +1,112 @@
+"""Reading checkpoint files without running any code from them."""
+
+import collections
+import pickle
+import types
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+__all__ = ["read", "unwrap"]
+
+# What a checkpoint may name: tensors and plain containers. Everything else becomes an inert `_Placeholder`.
+_ALLOWED = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    ("torch", "Size"): torch.Size,
+    ("torch", "device"): torch.device,
+    ("builtins", "set"): set,
+}
+
+
+class _Placeholder:
+    """Stands in for any object of a class that is not allowed: takes every construction and keeps nothing."""
+
+    def __new__(cls, *args, **kwargs):
+        return object.__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __call__(self, *args, **kwargs):
+        return self
+
+    def __setstate__(self, state):
+        pass
+
+    def __setitem__(self, key, value):
+        pass
+
+    def __hash__(self):
+        return id(self)
+
+    def append(self, value):
+        pass
+
+    def extend(self, values):
+        pass
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str):
+        return _ALLOWED.get((module, name), _Placeholder)
+
+
+def _inert_load(file, **kwargs):
+    return _Unpickler(file, **kwargs).load()
+
+
+_INERT_PICKLE = types.SimpleNamespace(Unpickler=_Unpickler, load=_inert_load, __name__="inert_pickle")
+
+_ENVELOPES = ("model", "state_dict", "model_ema", "state_dict_ema", "ema_model", "module")
+
+
+def read(source: str | Path | Mapping) -> Mapping:
+    """The content of a checkpoint: a safetensors or PyTorch file, by path or URL; a mapping is returned as it is.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is no checkpoint, or is damaged.
+    """
+    if isinstance(source, Mapping):
+        return source
+    if str(source).startswith(("http://", "https://")):
+        from timm.models._hub import download_cached_file
+
+        source = download_cached_file(str(source), progress=False)
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            import safetensors.torch
+
+            return safetensors.torch.load_file(path)
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # it holds more than tensors: a config object, say
+            content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_INERT_PICKLE)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}: expected a checkpoint with a state dict")
+    return content
+
+
+def unwrap(content: Mapping) -> dict[str, Tensor]:
+    """The state dict inside a checkpoint: out of its envelope, without `module.` prefixes and anything but tensors.
+
+    Weights come before their moving average ("model" before "model_ema"): that is how the published files are meant.
+    """
+    for key in _ENVELOPES:
+        inner = content.get(key)
+        if isinstance(inner, Mapping):
+            return unwrap(inner)
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if tensors and all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    return tensors

@@ -1,0 +1,72 @@
+"""What every backbone of the package does alike for timm: initialisation, weight decay, building, loading."""
+
+import torch
+import torch.nn as nn
+from timm.models import build_model_with_cfg
+
+from ..checkpoints import load_into
+
+__all__ = ["Backbone", "build", "pretrained_cfg"]
+
+
+class Backbone(nn.Module):
+    """Base of all registered models. A family says how its own layers start (`_init_layer`)."""
+
+    # Ends of parameter names without weight decay, beyond the one-dimensional ones that timm excludes by itself.
+    no_decay = (".A_log", ".D", ".dt_bias", "conv1d.bias")
+
+    @torch.jit.ignore
+    def init_weights(self, needs_reset: bool = True) -> None:
+        """Fill every parameter with its initial value; `needs_reset` also those that PyTorch's layers own."""
+        for module in self.modules():
+            if needs_reset and hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        for name, module in self.named_modules():
+            self._init_layer(module, name)
+
+    def _init_layer(self, module: nn.Module, name: str) -> None:
+        pass
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters to leave out of weight decay."""
+        return {name for name, _ in self.named_parameters() if name.endswith(self.no_decay)}
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The classifier."""
+        return self.head.fc
+
+    @torch.jit.ignore
+    def load_pretrained(self, path: str, prefix: str = "") -> None:
+        """Load a published checkpoint file; timm calls it for `pretrained=True`."""
+        load_into(self, path)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def pretrained_cfg(facts: dict, **kwargs) -> dict:
+    """A timm pretrained config from a variant's facts (`model_cards/`): source, licence, preprocessing, papers."""
+    cfg = dict(
+        url=facts.get("checkpoint_url") or "",
+        custom_load=bool(facts.get("checkpoint_url")),
+        license=facts["license"].lower(),
+        origin_url=f"https://github.com/{facts['reference']}",
+        paper_ids=f"arXiv:{facts['arxiv']}",
+        paper_name=facts["paper"],
+        num_classes=1000,
+        input_size=(3, 224, 224),
+        crop_pct=0.875,
+        interpolation="bicubic",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    )
+    return cfg | kwargs
+
+
+def build(model_cls: type[Backbone], name: str, pretrained: bool, feature_cfg: dict, filter_fn, **kwargs) -> nn.Module:
+    """`timm.models.build_model_with_cfg`; timm writes into `feature_cfg`, so it gets a copy."""
+    return build_model_with_cfg(
+        model_cls, name, pretrained, pretrained_filter_fn=filter_fn, feature_cfg=dict(feature_cfg), **kwargs
+    )

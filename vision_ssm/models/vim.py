@@ -1,0 +1,231 @@
+"""Vim: a plain backbone of bidirectional Mamba blocks.
+
+Paper: Zhu et al., Vision Mamba, ICML 2024, https://arxiv.org/abs/2401.09417
+Reference code and weights: https://github.com/hustvl/Vim (Apache-2.0).
+
+The published models keep the class token in the middle of the sequence and classify from it, whatever their names say
+about mean pooling. Differences: the step-size bias of the backward direction starts like the forward one's (the
+reference zeroes it by accident), and a position table is resized around the class token's row.
+"""
+
+from typing import Literal, Optional, Tuple  # noqa: UP035 - TorchScript needs the typing forms
+
+import torch
+import torch.nn as nn
+from timm.models import generate_default_cfgs, register_model
+
+from ..cards import facts
+from ..checkpoints import rename, unwrap
+from ..layers import Mamba
+from ._base import build, pretrained_cfg
+from ._sequence import Block, ClassToken, SequenceBackbone, block_drop_paths
+
+__all__ = ["PairedBlock", "VisionMamba"]
+
+
+class PairedBlock(nn.Module):
+    """A block on the sequence and one on its reverse, outputs and residual streams added (Vim's `if_bidirectional`)."""
+
+    def __init__(self, forward_block: Block, backward_block: Block):
+        super().__init__()
+        self.forward_block, self.backward_block = forward_block, backward_block
+
+    def forward(
+        self, hidden: torch.Tensor, residual: Optional[torch.Tensor], height: int, width: int
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        flipped = residual if residual is None else residual.flip(1)
+        h_f, r_f = self.forward_block(hidden, residual, height, width)
+        h_b, r_b = self.backward_block(hidden.flip(1), flipped, height, width)
+        return h_f + h_b.flip(1), r_f + r_b.flip(1)
+
+
+class VisionMamba(SequenceBackbone):
+    """Vim backbone.
+
+    Args:
+        img_size, patch_size, stride: of the patch embedding.
+        dim, depth: width and number of blocks.
+        d_state, expand, d_conv: of the mixers.
+        bidirectional: form of the mixers: "v2" as published, "v1", None for causal ones.
+        average: halve the sum of the two directions (v2).
+        paired: causal blocks in pairs, the second on the reversed sequence.
+        layer_scale: initial scale of the mixers' outputs, none by default.
+        drop_path_rate: stochastic depth.
+        Others: see `SequenceBackbone`. Rope needs a sequence without class token.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        stride: int | None = None,
+        dim: int = 192,
+        depth: int = 24,
+        d_state: int = 16,
+        expand: int = 2,
+        d_conv: int = 4,
+        bidirectional: Literal["v1", "v2"] | None = "v2",
+        average: bool = True,
+        paired: bool = False,
+        layer_scale: float | None = None,
+        class_token: ClassToken | None = "middle",
+        pos_embed: bool = True,
+        rope: bool = False,
+        rms_norm: bool = True,
+        global_pool: str = "token",
+        dynamic_img_size: bool = False,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device=None,
+        dtype=None,
+    ):
+        dd = {"device": device, "dtype": dtype}
+        if rope and class_token is not None:
+            raise ValueError(f"`rope` turns a whole grid: expected class_token=None, got {class_token!r}")
+        rates = block_drop_paths(drop_path_rate, depth)
+        mixer = dict(d_state=d_state, d_conv=d_conv, expand=expand, average=average, layer_scale=layer_scale)
+        mixer["bidirectional"] = None if paired else bidirectional
+        blocks: list[nn.Module] = [
+            Block(dim, Mamba(dim, **mixer, **dd), rms_norm, rates[i], **dd) for i in range(depth)
+        ]
+        if paired:
+            blocks = [PairedBlock(*blocks[i : i + 2]) for i in range(0, depth, 2)]
+        super().__init__(
+            blocks,
+            dim,
+            img_size,
+            patch_size,
+            stride,
+            class_token,
+            pos_embed,
+            rope,
+            rms_norm,
+            global_pool,
+            dynamic_img_size,
+            norm_drop_path=rates[-1],
+            in_chans=in_chans,
+            num_classes=num_classes,
+            drop_rate=drop_rate,
+            **dd,
+        )
+
+
+_NAMES = [
+    (r"^norm_f\.", "norm."),
+    (r"^cls_token_head$", "cls_token"),
+    (r"^cls_token_tail$", "tail_token"),
+    (r"^layers\.", "blocks."),
+]
+_PATHS = {  # our parameter of a mixer: the reference's, forward and backward
+    "conv1d.weight": ("conv1d.weight", "conv1d_b.weight"),
+    "conv1d.bias": ("conv1d.bias", "conv1d_b.bias"),
+    "ssm.x_proj": ("x_proj.weight", "x_proj_b.weight"),
+    "ssm.dt_proj": ("dt_proj.weight", "dt_proj_b.weight"),
+    "ssm.dt_bias": ("dt_proj.bias", "dt_proj_b.bias"),
+    "ssm.A_log": ("A_log", "A_b_log"),
+    "ssm.D": ("D", "D_b"),
+}
+
+
+def stack_paths(state_dict: dict[str, torch.Tensor], parameters: dict[str, tuple[str, ...]]) -> dict[str, torch.Tensor]:
+    """Per-path parameters of mixers stacked into one; {ours: the reference's names in order}, absent ones left out."""
+    out = dict(state_dict)
+    for name in state_dict:
+        prefix, found, _ = name.partition(".mixer.")
+        first = name[len(prefix) + len(found) :]
+        for ours, theirs in parameters.items():
+            if found and first == theirs[0]:
+                values = [
+                    out.pop(f"{prefix}.mixer.{part}") for part in theirs if f"{prefix}.mixer.{part}" in state_dict
+                ]
+                value = torch.stack(values)
+                out[f"{prefix}.mixer.{ours}"] = value.squeeze(2) if ours == "conv1d.weight" else value
+    return out
+
+
+def fit_positions(state_dict: dict[str, torch.Tensor], model: SequenceBackbone) -> dict[str, torch.Tensor]:
+    """The position table resized to the model's grid, from a square one."""
+    table = state_dict.get("pos_embed")
+    if table is not None and model.pos_embed is not None and table.shape[1] != model.pos_embed.shape[1]:
+        patches = table.shape[1] - model.num_prefix_tokens
+        side = round(patches**0.5)
+        if side * side == patches and table.shape[2] == model.pos_embed.shape[2]:
+            state_dict = state_dict | {"pos_embed": model.resized_positions(table, (side, side), model.grid_size)}
+    return state_dict
+
+
+def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """A published Vim state dict in this package's names; ours unchanged. Rotary tables are recomputed, so dropped."""
+    state_dict = unwrap(state_dict)
+    if any(name.startswith("layers.") for name in state_dict):
+        state_dict = {name: value for name, value in state_dict.items() if not name.startswith("rope.")}
+        state_dict = stack_paths(rename(state_dict, _NAMES), _PATHS)
+        if any("blocks.0.forward_block" in name for name in model.state_dict()):
+            sides = ("forward_block", "backward_block")
+            rule = (r"^blocks\.(\d+)\.", lambda m: f"blocks.{int(m[1]) // 2}.{sides[int(m[1]) % 2]}.")
+            state_dict = rename(state_dict, [rule])
+    return fit_positions(state_dict, model)
+
+
+_VARIANTS = {
+    "vim_tiny_patch16_224": dict(dim=192),
+    "vim_tiny_patch16_stride8_224": dict(dim=192, stride=8),
+    "vim_small_patch16_224": dict(dim=384),
+    "vim_small_patch16_stride8_224": dict(dim=384, stride=8),
+    "vim_base_patch16_224": dict(dim=768),
+    "vim_test": dict(img_size=64, patch_size=8, dim=32, depth=3),
+}
+
+
+def _cfg(name: str, **kwargs) -> dict:
+    defaults = dict(first_conv="patch_embed.proj", classifier="head", pool_size=None, fixed_input_size=True)
+    return pretrained_cfg(facts("vim", name), **(defaults | kwargs))
+
+
+default_cfgs = generate_default_cfgs(
+    {f"{name}.hustvl_in1k": _cfg(name) for name in _VARIANTS if not name.endswith("_test")}
+    | {"vim_test.untrained": _cfg("vim_tiny_patch16_224", url="", custom_load=False, input_size=(3, 64, 64))}
+)
+
+
+def _create(name: str, pretrained: bool, **kwargs) -> VisionMamba:
+    feature_cfg = dict(out_indices=3, feature_cls="getter")
+    return build(VisionMamba, name, pretrained, feature_cfg, checkpoint_filter_fn, **(_VARIANTS[name] | kwargs))
+
+
+@register_model
+def vim_tiny_patch16_224(pretrained: bool = False, **kwargs) -> VisionMamba:
+    """Vim-Ti."""
+    return _create("vim_tiny_patch16_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_tiny_patch16_stride8_224(pretrained: bool = False, **kwargs) -> VisionMamba:
+    """Vim-Ti on overlapping patches: 27x27 tokens."""
+    return _create("vim_tiny_patch16_stride8_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_small_patch16_224(pretrained: bool = False, **kwargs) -> VisionMamba:
+    """Vim-S."""
+    return _create("vim_small_patch16_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_small_patch16_stride8_224(pretrained: bool = False, **kwargs) -> VisionMamba:
+    """Vim-S on overlapping patches: 27x27 tokens."""
+    return _create("vim_small_patch16_stride8_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_base_patch16_224(pretrained: bool = False, **kwargs) -> VisionMamba:
+    """Vim-B."""
+    return _create("vim_base_patch16_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_test(pretrained: bool = False, **kwargs) -> VisionMamba:
+    """A small Vim for fast tests and small images."""
+    return _create("vim_test", pretrained, **kwargs)

@@ -200,14 +200,20 @@ void scan_tile(const Geometry& g, const PathParameters& p, const Rows& rows, int
 // y = plane * silu(z), in the storage type of y.
 void finish(const Geometry& g, int64_t path, const Tensor& plane, int64_t plane_offset) {
   const ScanArgs& s = g.s;
-  for (int64_t token = 0; token < s.out_tokens; token++) {
-    const int32_t here = int32_t(token);
+  vec values[kMaxTile], gate[kMaxTile];
+  int32_t tokens[kMaxTile];
+  for (int64_t first = 0; first < s.out_tokens; first += kMaxTile) {
+    const int count = int(std::min<int64_t>(kMaxTile, s.out_tokens - first));
+    for (int t = 0; t < count; t++) tokens[t] = int32_t(first + t);
     for (int64_t j = 0; j < g.slice.count; j++) {
       const int lanes = g.lanes(j);
-      vec v = load_lanes(plane, plane_offset + token * plane.token + j * kLanes, 1, lanes);
-      if (s.z.data)
-        v = v * silu(load_lanes(s.z, g.offset(s.z, path, j) + token * s.z.token, s.z.last, lanes));
-      scatter(s.y, g.offset(s.y, path, j), &here, 1, lanes, &v, false);
+      gather(plane, plane_offset + j * kLanes, tokens, tokens, count, lanes, values);
+      if (s.z.data) {
+        gather(s.z, g.offset(s.z, path, j), tokens, tokens, count, lanes, gate);
+        for (int t = 0; t < count; t += 4) silu_wide<4>(gate + t);
+        for (int t = 0; t < count; t++) values[t] = values[t] * gate[t];
+      }
+      scatter(s.y, g.offset(s.y, path, j), tokens, count, lanes, values, false);
     }
   }
 }

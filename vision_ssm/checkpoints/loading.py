@@ -61,7 +61,7 @@ def load_checkpoint(model: nn.Module, source: str | Path | Mapping, keep_head: b
             that the checkpoint fits, if there is one.
         FileNotFoundError, ValueError: no file, or none that can be read. No code of the file is run.
     """
-    state_dict = convert_state_dict(read(source), model)
+    state_dict = _converted(read(source), model, source)
     own = model.state_dict()
     if keep_head:
         state_dict = {k: v for k, v in state_dict.items() if not k.startswith("head.")}
@@ -76,7 +76,7 @@ def load_into(model: nn.Module, path: str) -> None:
     convolution is adapted to another number of input channels, as timm does."""
     from timm.models._manipulate import adapt_input_conv
 
-    state_dict = convert_state_dict(read(path), model)
+    state_dict = _converted(read(path), model, path)
     own = model.state_dict()
     heads = [name for name in own if name.startswith("head.")]
     if model.num_classes == 0 or any(own[k].shape != state_dict[k].shape for k in heads if k in state_dict):
@@ -86,6 +86,21 @@ def load_into(model: nn.Module, path: str) -> None:
         state_dict[name] = adapt_input_conv(model.in_chans, state_dict[name])
     _check(state_dict, own, model, path)
     model.load_state_dict(state_dict)
+
+
+# What the conversions raise when names or shapes are not those that they rename and reshape.
+_FOREIGN = (KeyError, IndexError, RuntimeError, TypeError, ValueError)
+
+
+def _converted(content: Mapping, model: nn.Module, source) -> dict[str, Tensor]:
+    try:
+        return convert_state_dict(content, model)
+    except _FOREIGN as error:
+        where = "the state dict" if isinstance(source, Mapping) else str(source)
+        raise CheckpointError(
+            f"{where} is no checkpoint of {type(model).__name__}: {type(error).__name__} {error} while its names "
+            f"were converted{_hint(source)}"
+        ) from error
 
 
 def _some(names: Sequence[str]) -> str:
@@ -108,25 +123,30 @@ def _check(state_dict: Mapping, own: Mapping, model: nn.Module, source) -> None:
     if not problems:
         return
     where = "the state dict" if isinstance(source, Mapping) else str(source)
+    raise CheckpointError(f"{where} does not fit {type(model).__name__}: {'; '.join(problems)}{_hint(source)}")
+
+
+def _hint(source) -> str:
     fits = _fitting_models(source)
-    hint = f"; it fits {' or '.join(fits)}" if fits else ""
-    raise CheckpointError(f"{where} does not fit {type(model).__name__}: {'; '.join(problems)}{hint}")
+    return f"; it fits {' or '.join(fits)}" if fits else ""
 
 
 def _fitting_models(source) -> list[str]:
-    """Registered models that the checkpoint fits exactly."""
+    """Registered models that the checkpoint fits exactly, whatever its number of classes."""
     import timm
 
     from ..models import model_names
 
+    def body(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(value.shape) for name, value in state_dict.items() if not name.startswith("head.")}
+
     content, fits = read(source), []
     for name in model_names():
         candidate = timm.create_model(name, device="meta")
-        own = candidate.state_dict()
         try:
             converted = convert_state_dict(content, candidate)
-        except (KeyError, ValueError, RuntimeError, IndexError):
+        except _FOREIGN:
             continue
-        if converted.keys() == own.keys() and all(converted[k].shape == v.shape for k, v in own.items()):
+        if body(converted) == body(candidate.state_dict()):
             fits.append(name)
     return fits

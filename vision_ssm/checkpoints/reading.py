@@ -65,6 +65,14 @@ _INERT_PICKLE = types.SimpleNamespace(Unpickler=_Unpickler, load=_inert_load, __
 _ENVELOPES = ("model", "state_dict", "model_ema", "state_dict_ema", "ema_model", "module")
 
 
+def _first_line(error: Exception) -> str:
+    """What went wrong; pickle reports the end of a text file as its line number."""
+    lines = str(error).splitlines()
+    return (
+        lines[0] if lines and not lines[0].isdecimal() else f"it is damaged or no checkpoint ({type(error).__name__})"
+    )
+
+
 def read(source: str | Path | Mapping) -> Mapping:
     """The content of a checkpoint: a safetensors or PyTorch file, by path or URL; a mapping is returned as it is.
 
@@ -91,7 +99,7 @@ def read(source: str | Path | Mapping) -> Mapping:
         except pickle.UnpicklingError:  # it holds more than tensors: a config object, say
             content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_INERT_PICKLE)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}: expected a checkpoint with a state dict")
     return content

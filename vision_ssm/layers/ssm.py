@@ -73,7 +73,7 @@ class SelectiveSSM(nn.Module):
         out_tokens: Optional[int] = None,
         merge: bool = True,
     ) -> torch.Tensor:
-        """Scan `u` (batch, K or 1, tokens, channels); tables, z, out_tokens, merge and the result as in `scan_tokens`."""
+        """Scan `u` (batch, K or 1, tokens, channels); the other arguments and the result are `scan_tokens`'s."""
         R, N, K = self.dt_rank, self.d_state, self.paths
         if u.shape[1] == 1:  # one sequence: one matrix product serves all paths
             x = F.linear(u[:, 0], self.x_proj.flatten(0, 1))

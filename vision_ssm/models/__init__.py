@@ -23,4 +23,7 @@ def model_names(pattern: str = "") -> list[str]:
 
 _register()
 
-__all__ = ["model_names"]
+from ._sequence import SequenceBackbone  # noqa: E402 - after the families, which import it
+from ._staged import StagedBackbone  # noqa: E402
+
+__all__ = ["SequenceBackbone", "StagedBackbone", "model_names"]

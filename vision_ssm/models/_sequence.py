@@ -256,8 +256,8 @@ class SequenceBackbone(Backbone):
         size = (x.shape[2], x.shape[3])
         if not self.dynamic_img_size and size != self.img_size:
             raise ValueError(
-                f"the image is {size[0]}x{size[1]} pixels, the model is made for {self.img_size[0]}x{self.img_size[1]}: "
-                "call set_input_size, or create it with dynamic_img_size=True"
+                f"the image is {size[0]}x{size[1]} pixels, expected {self.img_size[0]}x{self.img_size[1]}: "
+                "call set_input_size, or create the model with dynamic_img_size=True"
             )
         x = self.patch_embed(x)
         height, width = x.shape[1], x.shape[2]

@@ -48,7 +48,7 @@ class VSSBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Swin's 2x2 merging of an NCHW map: concatenate, norm, halve the width (rows first: (0, 0), (1, 0), (0, 1), (1, 1))."""
+    """Swin's 2x2 merging of an NCHW map: concatenate, norm, halve. Offsets (row, column): 00, 10, 01, 11."""
 
     def __init__(self, dim: int, device=None, dtype=None):
         super().__init__()
@@ -195,7 +195,7 @@ _NAMES = [
 
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """A published VMamba (or LocalVMamba) state dict, in any of its layouts, in this package's names; ours unchanged."""
+    """A published VMamba or LocalVMamba state dict, in any layout, in this package's names; ours unchanged."""
     state_dict = unwrap(state_dict)
     if not any(name.startswith(("layers.", "patch_embed.")) for name in state_dict):
         return state_dict

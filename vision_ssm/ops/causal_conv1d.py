@@ -120,8 +120,8 @@ def _run(
 ) -> Tensor:
     if x.dim() != 4 or weight.dim() != 3:
         raise ValueError(
-            f"`x` is {tuple(x.shape)} and `weight` {tuple(weight.shape)}: expected (batch, paths or 1, tokens, channels)"
-            " and (paths, channels, width)"
+            f"`x` is {tuple(x.shape)} and `weight` {tuple(weight.shape)}: "
+            "expected (batch, paths or 1, tokens, channels) and (paths, channels, width)"
         )
     paths, channels, _ = weight.shape
     if x.shape[3] != channels or x.shape[1] not in (1, paths):

@@ -23,6 +23,41 @@ def check_tables(tables: Tensor, paths: int, device: torch.device) -> None:
         raise ValueError(f"`tables` is on {tables.device}: expected {device}, the device of `u`")
 
 
+def _check_tensors(named: dict[str, Tensor | None], device: torch.device) -> None:
+    for name, x in named.items():
+        if x is None:
+            continue
+        if not x.is_floating_point():
+            hint = " (complex A is not supported)" if x.is_complex() else ""
+            raise TypeError(f"`{name}` is {x.dtype}: expected a floating-point tensor{hint}")
+        if x.device != device:
+            raise ValueError(f"`{name}` is on {x.device}: expected {device}, the device of `u`")
+
+
+def _check_sizes(u: Tensor, A: Tensor) -> None:
+    if u.dim() != 4:
+        raise ValueError(f"`u` is {tuple(u.shape)}: expected (batch, paths or 1, tokens, channels)")
+    if A.dim() != 3:
+        raise ValueError(f"`A` is {tuple(A.shape)}: expected (paths, channels, d_state)")
+    if u.shape[2] == 0:
+        raise ValueError("`u` has length 0: expected at least one token")
+    if 0 in A.shape:
+        raise ValueError(f"`A` is {tuple(A.shape)}: expected at least one channel and one state")
+    if u.shape[1] not in (1, A.shape[0]):
+        raise ValueError(f"`u` has {u.shape[1]} sequences: expected 1 or {A.shape[0]}, the number of paths")
+
+
+def _check_step_sizes(dt: Tensor, dt_weight: Tensor | None, batch: int, paths: int, tokens: int, channels: int) -> None:
+    if dt_weight is None:
+        _shape("dt", dt, (batch, paths, tokens, channels), "(batch, paths, tokens, channels)")
+        return
+    if dt.dim() != 4 or dt.shape[3] == 0:
+        raise ValueError(f"`dt` is {tuple(dt.shape)}: expected (batch, paths, tokens, rank)")
+    rank = dt.shape[3]
+    _shape("dt", dt, (batch, paths, tokens, rank), "(batch, paths, tokens, rank)")
+    _shape("dt_weight", dt_weight, (paths, channels, rank), "(paths, channels, rank)")
+
+
 def check(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens: int, merge: bool) -> None:
     """Checks the arguments of the operator `vision_ssm::selective_scan`.
 
@@ -31,35 +66,12 @@ def check(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens: int, mer
         TypeError: a dtype that is not floating point (int32 for tables).
     """
     named = {"u": u, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z, "dt_bias": dt_bias, "dt_weight": dt_weight}
-    for name, x in named.items():
-        if x is None:
-            continue
-        if not x.is_floating_point():
-            hint = " (complex A is not supported)" if x.is_complex() else ""
-            raise TypeError(f"`{name}` is {x.dtype}: expected a floating-point tensor{hint}")
-        if x.device != u.device:
-            raise ValueError(f"`{name}` is on {x.device}: expected {u.device}, the device of `u`")
-    if u.dim() != 4:
-        raise ValueError(f"`u` is {tuple(u.shape)}: expected (batch, paths or 1, tokens, channels)")
-    if A.dim() != 3:
-        raise ValueError(f"`A` is {tuple(A.shape)}: expected (paths, channels, d_state)")
-    batch, inputs, tokens, channels = u.shape
+    _check_tensors(named, u.device)
+    _check_sizes(u, A)
+    batch, _, tokens, channels = u.shape
     paths, _, d_state = A.shape
-    if tokens == 0:
-        raise ValueError("`u` has length 0: expected at least one token")
-    if d_state == 0 or channels == 0:
-        raise ValueError(f"`A` is {tuple(A.shape)}: expected at least one channel and one state")
-    if inputs not in (1, paths):
-        raise ValueError(f"`u` has {inputs} sequences: expected 1 or {paths}, the number of paths")
     _shape("A", A, (paths, channels, d_state), "(paths, channels, d_state)")
-    if dt_weight is None:
-        _shape("dt", dt, (batch, paths, tokens, channels), "(batch, paths, tokens, channels)")
-    else:
-        if dt.dim() != 4:
-            raise ValueError(f"`dt` is {tuple(dt.shape)}: expected (batch, paths, tokens, rank)")
-        rank = dt.shape[3]
-        _shape("dt", dt, (batch, paths, tokens, rank), "(batch, paths, tokens, rank)")
-        _shape("dt_weight", dt_weight, (paths, channels, rank), "(paths, channels, rank)")
+    _check_step_sizes(dt, dt_weight, batch, paths, tokens, channels)
     if B.dim() != 5:
         raise ValueError(f"`B` is {tuple(B.shape)}: expected (batch, paths, tokens, groups, d_state)")
     groups = B.shape[3]
@@ -72,11 +84,10 @@ def check(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens: int, mer
             _shape(name, x, (paths, channels), "(paths, channels)")
     if out_tokens <= 0:
         raise ValueError(f"`out_tokens` is {out_tokens}: expected at least one token")
-    if tables is None:
-        if out_tokens != tokens:
-            raise ValueError(f"`out_tokens` is {out_tokens}: expected {tokens}, the input's, without `tables`")
-    else:
+    if tables is not None:
         check_tables(tables, paths, u.device)
+    elif out_tokens != tokens:
+        raise ValueError(f"`out_tokens` is {out_tokens}: expected {tokens}, the input's, without `tables`")
     if z is not None:
         outputs = 1 if merge or (z.dim() == 4 and z.shape[1] == 1) else paths
         _shape("z", z, (batch, outputs, out_tokens, channels), "(batch, paths or 1, out_tokens, channels)")

@@ -292,7 +292,7 @@ def bidirectional(path: ScanPath | None = None) -> tuple[ScanPath, ScanPath]:
 
 
 def cross(dims: int = 2) -> tuple[ScanPath, ...]:
-    """Along each axis of the grid and back: rows, columns, reversed rows, reversed columns (VMamba); six paths in 3D."""
+    """Along each axis and back: rows, columns, reversed rows, reversed columns (VMamba); six paths in 3D."""
     if dims == 2:
         forward: list[ScanPath] = [row(), column()]
     else:  # the fastest axis goes from the last to the first

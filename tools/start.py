@@ -1,0 +1,68 @@
+"""From a fresh clone to a finished job, with Python and pip alone.
+
+    python tools/start.py digits [arguments of `vision-ssm train-digits`]
+    python tools/start.py test [arguments of pytest]
+
+Makes a virtual environment in `.venv` (or the folder that VISION_SSM_VENV names), installs the package with what the
+job needs, and runs it. The second time the installation is skipped where nothing that it depends on has changed.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+JOBS = {
+    "digits": ("demo", ["-m", "vision_ssm", "train-digits"]),
+    "test": ("dev", ["-m", "pytest"]),
+}
+
+
+def _fingerprint(extra: str) -> str:
+    """Changes when the installed package would."""
+    files = [ROOT / "pyproject.toml", *(p for p in (ROOT / "kernels").rglob("*") if p.is_file())]
+    digest = hashlib.sha256(extra.encode())
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _environment(extra: str) -> Path:
+    """The environment's Python, with the package installed."""
+    folder = Path(os.environ.get("VISION_SSM_VENV", ROOT / ".venv"))
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not python.exists():
+        print(f"making a virtual environment in {folder}", flush=True)
+        venv.create(folder, with_pip=True)
+    stamp = folder / f".vision_ssm-{extra}"
+    if not stamp.exists() or stamp.read_text() != _fingerprint(extra):
+        print("installing vision_ssm and what it needs (PyTorch is large: the first time takes minutes)", flush=True)
+        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        subprocess.run([*pip, "torch", "torchvision", "timm>=1.0.31"], check=True)  # together, so that they match
+        subprocess.run([*pip, "--editable", f"{ROOT}[{extra}]"], check=True)
+        stamp.write_text(_fingerprint(extra))
+    return python
+
+
+def main() -> int:
+    """Run the job that the command line names; returns its exit status."""
+    if sys.version_info < (3, 10):  # noqa: UP036 - this runs before pip could say so
+        print("Python 3.10 or newer is needed", file=sys.stderr)
+        return 2
+    if len(sys.argv) < 2 or sys.argv[1] not in JOBS:
+        print(__doc__, file=sys.stderr)
+        return 2
+    extra, command = JOBS[sys.argv[1]]
+    try:
+        python = _environment(extra)
+    except subprocess.CalledProcessError as error:
+        print(f"the installation failed (pip exited with {error.returncode})", file=sys.stderr)
+        return 1
+    return subprocess.run([str(python), *command, *sys.argv[2:]], cwd=ROOT).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

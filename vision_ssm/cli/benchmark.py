@@ -1,0 +1,86 @@
+"""`vision-ssm benchmark`: speed of operators and models beside their peers on this machine."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from ..benchmark.timing import machine
+from ..files import write_json
+from .console import CommandError, check_output, positive, print_table, rich_console
+
+NAME = "benchmark"
+HELP = "time the operators or the models beside their peers, in turns, and compare medians"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("what", choices=("ops", "models"), help="ops: selective scans; models: backbones beside timm's")
+    parser.add_argument("--threads", type=positive, metavar="N", help="threads of PyTorch (default: its own choice)")
+    parser.add_argument(
+        "--rounds", type=positive, metavar="N", help="turns of each contestant (default: 30; models 20)"
+    )
+    parser.add_argument("--seconds", type=positive, default=60, metavar="S", help="limit of each case (default: 60)")
+    parser.add_argument(
+        "--mamba-ssm", metavar="PATH", help="ops: mamba_ssm's sdist, whose pure-PyTorch reference joins as a peer"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="also write the results as JSON")
+    parser.epilog = "example: vision-ssm benchmark ops --threads 2 --mamba-ssm mamba_ssm-2.3.2.tar.gz -o ops.json"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print, write."""
+    console = rich_console()
+    if args.output:
+        check_output(args.output)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    where = machine()
+    console.print(
+        f"{where['cpu']}, {where['threads']} threads, {where['instruction_set'] or 'no compiled kernels'}, "
+        f"torch {where['torch']}, timm {where['timm']}"
+    )
+    results = _ops(console, args) if args.what == "ops" else _models(console, args)
+    if args.output:
+        write_json(args.output, dict(machine=where, **results))
+        console.print(f"results: {args.output}")
+    return 0
+
+
+def _ops(console, args: argparse.Namespace) -> dict:
+    from ..benchmark import ops
+
+    reference = None
+    if args.mamba_ssm:
+        try:
+            reference = ops.load_published_reference(args.mamba_ssm)
+        except (OSError, ImportError) as error:
+            raise CommandError(str(error)) from error
+    results = ops.run(reference, args.rounds or 30, args.seconds)
+    rows = []
+    for result in results:
+        times = {name: time["median"] for name, time in result["times_ms"].items()}
+        ours = next(iter(times.values()))
+        for name, time in times.items():
+            rows.append([result["case"], result["what"], name, f"{time:.3f}", f"{time / ours:.1f}x"])
+    print_table(console, rows, ("case", "what", "implementation", "median ms", "against the first"))
+    return dict(ops=results)
+
+
+def _models(console, args: argparse.Namespace) -> dict:
+    from ..benchmark import models
+
+    pairs = models.run_pairs(args.rounds or 20, args.seconds)
+    rows = [
+        [p["model"], p["peer"], str(p["side"]), str(p["batch"]), f"{p['times_ms'][p['model']]['median']:.1f}",
+         f"{p['times_ms'][p['peer']]['median']:.1f}", f"{p['ratio']:.2f}"]
+        for p in pairs
+    ]  # fmt: skip
+    print_table(console, rows, ("model", "peer", "side", "batch", "ms", "peer's ms", "ratio"))
+    scaling = models.run_scaling(rounds=5, seconds=args.seconds)
+    rows = [[s["model"], *(f"{t:.0f}" for t in s["times_ms"].values()), f"{s['exponent']:.2f}"] for s in scaling]
+    print_table(console, rows, ("ms by image side", *map(str, models.SIDES), "exponent"))
+    memory = models.run_memory()
+    rows = [[m["model"], str(m["side"]), f"{m['peak_mib']:.0f}"] for m in memory]
+    print_table(console, rows, ("model", "side", "peak MiB of a forward pass"))
+    return dict(pairs=pairs, scaling=scaling, memory=memory)

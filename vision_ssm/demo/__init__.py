@@ -1,0 +1,1 @@
+"""Small complete jobs on data that a Python package ships."""

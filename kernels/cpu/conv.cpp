@@ -76,22 +76,25 @@ struct Numbers {  // first, first + 1, ...
 
 void conv_forward(const ConvArgs& c) {
   const Tables tables(c.read, c.read, c.steps);
-  const int64_t blocks = (c.channels + kLanes - 1) / kLanes, tiles = (c.steps + kMaxTile - 1) / kMaxTile;
-  parallel(c.batch * c.paths * tiles, [&](int64_t item) {
-    const int64_t first = item % tiles * kMaxTile, path = item / tiles % c.paths, batch = item / tiles / c.paths;
-    const int count = int(std::min<int64_t>(kMaxTile, c.steps - first));
-    const Numbers steps(first, count);
+  const Partition channels(c.batch * c.paths, 1, c.channels);
+  parallel(channels.items(), [&](int64_t item) {
+    const Slice slice = channels.slice(item);
+    const int64_t batch = slice.batch / c.paths, path = slice.batch % c.paths;
     static thread_local Scratch weight_memory, input_memory;
     vec* weight = weight_memory.vectors(c.width);
     vec* x = input_memory.vectors(kMaxTile + c.width + 4);
-    for (int64_t block = 0; block < blocks; block++) {
+    for (int64_t block = slice.first; block < slice.first + slice.count; block++) {
       const Filter filter(c, batch, path, block * kLanes, tables.read + path * tables.stride, weight);
-      vec y[kMaxTile];
-      filter.inputs(first, count, x);
-      filter.convolve(x, count, y);
-      if (c.silu)
-        for (int t = 0; t < count; t += 4) silu_wide<4>(y + t);
-      scatter(c.y, filter.offset(c.y), steps.at, count, filter.lanes, y, false);
+      for (int64_t first = 0; first < c.steps; first += kMaxTile) {
+        const int count = int(std::min<int64_t>(kMaxTile, c.steps - first));
+        const Numbers steps(first, count);
+        vec y[kMaxTile];
+        filter.inputs(first, count, x);
+        filter.convolve(x, count, y);
+        if (c.silu)
+          for (int t = 0; t < count; t += 4) silu_wide<4>(y + t);
+        scatter(c.y, filter.offset(c.y), steps.at, count, filter.lanes, y, false);
+      }
     }
   });
 }

@@ -32,9 +32,9 @@ struct Scratch {
 template <class T>
 VSSM_INLINE vec load_lanes(const T* x, int64_t stride, int lanes) {
   if (stride == 1 && lanes == kLanes) return load(x);
-  vec r = splat(0.0f);
-  for (int i = 0; i < lanes; i++) r[i] = scalar(x + i * stride);
-  return r;
+  alignas(64) float values[kLanes] = {};  // inserting into a vector lane by lane is slower
+  for (int i = 0; i < lanes; i++) values[i] = scalar(x + i * stride);
+  return load(values);
 }
 VSSM_INLINE vec load_lanes(const Tensor& x, int64_t offset, int64_t stride, int lanes) {
   return x.dtype == kFloat32 ? load_lanes(at<const float>(x, offset), stride, lanes)

@@ -79,7 +79,8 @@ class SelectiveSSM(nn.Module):
             x = F.linear(u[:, 0], self.x_proj.flatten(0, 1))
             x = x.view(x.shape[0], x.shape[1], -1, R + 2 * N).transpose(1, 2)
         else:
-            x = torch.matmul(u, self.x_proj.transpose(1, 2))
+            x = torch.bmm(u.transpose(0, 1).flatten(1, 2), self.x_proj.transpose(1, 2))
+            x = x.view(K, u.shape[0], u.shape[2], -1).transpose(0, 1)
         x = x.expand(-1, K, -1, -1)
         dt, B, C = x.split([R, N, N], dim=-1)
         return scan_tokens(

@@ -35,17 +35,18 @@ def _plain(x, weight, bias, tables, mirrored, silu):
 
 @torch.library.custom_op("vision_ssm::causal_conv1d", mutates_args=())
 def _forward(
-    x: Tensor, weight: Tensor, bias: Optional[Tensor], tables: Optional[Tensor], mirrored: List[bool], silu: bool
+    x: Tensor, weight: Tensor, bias: Optional[Tensor], tables: Optional[Tensor], mirrored: List[int], silu: bool
 ) -> Tensor:
     if backends.current_backend(x.device, x.dtype) == "cpu":
         return cpu.conv_forward(x, weight, bias, tables, mirrored, silu)
-    return _plain(x, weight, bias, tables, mirrored, silu).to(x.dtype)
+    y = _plain(x, weight, bias, tables, mirrored, silu)
+    return cpu.path_major(x, *y.shape).copy_(y)
 
 
 @_forward.register_fake
 def _(x, weight, bias, tables, mirrored, silu):
     steps = x.shape[2] if tables is None else tables.shape[1]
-    return x.new_empty(x.shape[0], weight.shape[0], steps, weight.shape[1])
+    return cpu.path_major(x, x.shape[0], weight.shape[0], steps, weight.shape[1])
 
 
 @torch.library.custom_op("vision_ssm::causal_conv1d_backward", mutates_args=())
@@ -55,7 +56,7 @@ def _backward(
     weight: Tensor,
     bias: Optional[Tensor],
     tables: Optional[Tensor],
-    mirrored: List[bool],
+    mirrored: List[int],
     silu: bool,
 ) -> List[Tensor]:
     if backends.current_backend(x.device, x.dtype) == "cpu":
@@ -142,7 +143,8 @@ def _run(
             raise TypeError(f"`{name}` is {value.dtype}: expected a floating-point tensor")
     if backends.decomposing():
         return _plain(x, weight, bias, tables, mirrored, silu).to(x.dtype)
-    return torch.ops.vision_ssm.causal_conv1d(x, weight, bias, tables, mirrored, silu)
+    # TorchScript's tracer knows no lists of booleans.
+    return torch.ops.vision_ssm.causal_conv1d(x, weight, bias, tables, [int(flag) for flag in mirrored], silu)
 
 
 def causal_conv1d(
@@ -165,12 +167,12 @@ def causal_conv1d(
         silu: apply SiLU.
 
     Returns:
-        (batch, K, steps, channels) in the dtype of `x`.
+        (batch, K, steps, channels) in the dtype of `x`; in memory, the paths come before the batch.
 
     Raises:
         ValueError, TypeError: naming the argument, what it is and what it must be.
     """
     flags = [False] * weight.shape[0] if mirrored is None else mirrored
     if torch.jit.is_scripting():
-        return torch.ops.vision_ssm.causal_conv1d(x, weight, bias, tables, flags, silu)
+        return torch.ops.vision_ssm.causal_conv1d(x, weight, bias, tables, [int(flag) for flag in flags], silu)
     return _run(x, weight, bias, tables, flags, silu)

@@ -83,23 +83,36 @@ def _call(function: str, args: list[int], tables: str = "tables") -> None:
 _ABSENT = (0,) * 7
 
 
-def _tensor(x: Tensor | None, *dims: str, shared: bool = False) -> tuple[int, ...]:
-    """The C struct of a tensor whose dimensions play the roles `dims` among batch, path, group, token, last."""
+# The C struct of a tensor is (address, dtype, strides by batch, path, group, token, last dimension). One function for
+# each of the layouts that occur, without loops: they run a dozen times an operator call.
+def _tokens(x: Tensor | None, shared: bool = False) -> tuple[int, ...]:
+    """(batch, path, token, last); `shared` by all paths."""
     if x is None:
         return _ABSENT
-    strides = dict(zip(dims, x.stride(), strict=True))
-    if shared:
-        strides["path"] = 0
-    get = strides.get
-    return (
-        x.data_ptr(),
-        _DTYPES[x.dtype],
-        get("batch", 0),
-        get("path", 0),
-        get("group", 0),
-        get("token", 0),
-        get("last", 0),
-    )
+    batch, path, token, last = x.stride()
+    return x.data_ptr(), _DTYPES[x.dtype], batch, 0 if shared else path, 0, token, last
+
+
+def _grouped(x: Tensor) -> tuple[int, ...]:
+    """(batch, path, token, group, last)"""
+    batch, path, token, group, last = x.stride()
+    return x.data_ptr(), _DTYPES[x.dtype], batch, path, group, token, last
+
+
+def _channels(x: Tensor | None) -> tuple[int, ...]:
+    """(path, channel)"""
+    if x is None:
+        return _ABSENT
+    path, channel = x.stride()
+    return x.data_ptr(), _DTYPES[x.dtype], 0, path, 0, 0, channel
+
+
+def _by_channel(x: Tensor | None) -> tuple[int, ...]:
+    """(path, channel, state or rank or tap)"""
+    if x is None:
+        return _ABSENT
+    path, channel, inner = x.stride()
+    return x.data_ptr(), _DTYPES[x.dtype], 0, path, 0, inner, channel
 
 
 def _address(x: Tensor | None) -> int:
@@ -137,9 +150,6 @@ def states_shape(batch: int, paths: int, steps: int, groups: int, channels: int,
     return batch, paths, groups, tiles, padded, -(-channels // groups // 16) * 16
 
 
-_ROW = ("batch", "path", "token", "last")
-
-
 def _scan_args(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, y, softplus, merge, ungated, last_state, states):
     batch, shared, in_tokens, channels = u.shape
     paths, _, d_state = A.shape
@@ -152,17 +162,17 @@ def _scan_args(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, y, softplus, me
         exact(tables, in_tokens, 0), exact(tables, out_tokens, 1),
         0 if tables is None else tables.data_ptr(),
         0 if tables is None else tables.data_ptr() + tables.stride(0) * 4,
-        *_tensor(u, *_ROW, shared=shared == 1),
-        *_tensor(dt, *_ROW),
-        *_tensor(A, "path", "last", "token"),
-        *_tensor(B, "batch", "path", "token", "group", "last"),
-        *_tensor(C, "batch", "path", "token", "group", "last"),
-        *_tensor(D, "path", "last"),
-        *_tensor(dt_bias, "path", "last"),
-        *_tensor(dt_weight, "path", "last", "token"),
-        *_tensor(z, *_ROW, shared=z is not None and z.shape[1] == 1),
-        *_tensor(y, *_ROW, shared=merge),
-        *_tensor(ungated, *_ROW, shared=merge),
+        *_tokens(u, shared == 1),
+        *_tokens(dt),
+        *_by_channel(A),
+        *_grouped(B),
+        *_grouped(C),
+        *_channels(D),
+        *_channels(dt_bias),
+        *_by_channel(dt_weight),
+        *_tokens(z, z is not None and z.shape[1] == 1),
+        *_tokens(y, merge),
+        *_tokens(ungated, merge),
         _address(last_state), _address(states),
     ]  # fmt: skip
 
@@ -213,9 +223,9 @@ def scan_backward(dy, d_last_state, u, dt, A, B, C, D, dt_bias, dt_weight, table
         "scan_backward",
         [
             *args,
-            *_tensor(dy, *_ROW, shared=merge),
+            *_tokens(dy, merge),
             _address(d_last_state),
-            *_tensor(du, *_ROW, shared=inputs == 1),
+            *_tokens(du, inputs == 1),
             *map(_address, (d_dt, dB, dC, dA, dD, d_bias, d_weight)),
         ],
     )
@@ -233,14 +243,19 @@ def _conv_args(x, weight, bias, tables, mirrored, silu, y):
     steps = x.shape[2] if tables is None else tables.shape[1]
     return [
         x.shape[0], paths, channels, width, steps, x.shape[2], silu, _address(tables), _address(mirrored),
-        *_tensor(x, *_ROW, shared=x.shape[1] == 1),
-        *_tensor(weight, "path", "last", "token"),
-        *_tensor(bias, "path", "last"),
-        *_tensor(y, *_ROW),
+        *_tokens(x, x.shape[1] == 1),
+        *_by_channel(weight),
+        *_channels(bias),
+        *_tokens(y),
     ]  # fmt: skip
 
 
-def _flags(mirrored: list[bool]) -> Tensor:
+def path_major(like: Tensor, batch: int, paths: int, *shape: int) -> Tensor:
+    """An empty (batch, paths, ...) tensor in which each path is contiguous over the whole batch, for matrix products."""
+    return like.new_empty(paths, batch, *shape).transpose(0, 1)
+
+
+def _flags(mirrored: list[int]) -> Tensor:
     return torch.tensor(mirrored, dtype=torch.int64)
 
 
@@ -249,7 +264,7 @@ def conv_forward(x, weight, bias, tables, mirrored, silu):
     dtype = x.dtype
     x, weight, bias = map(storable, (x, weight, bias))
     paths, channels, _ = weight.shape
-    y = x.new_empty(x.shape[0], paths, x.shape[2] if tables is None else tables.shape[1], channels)
+    y = path_major(x, x.shape[0], paths, x.shape[2] if tables is None else tables.shape[1], channels)
     flags = _flags(mirrored)
     _call("conv_forward", _conv_args(x, weight, bias, tables, flags, silu, y))
     return y.to(dtype)
@@ -266,6 +281,6 @@ def conv_backward(dy, x, weight, bias, tables, mirrored, silu):
     args = _conv_args(x, weight, bias, tables, flags, silu, dy)
     _call(
         "conv_backward",
-        [*args, *_tensor(dy, *_ROW), *_tensor(dx, *_ROW, shared=inputs == 1), _address(d_weight), _address(d_bias)],
+        [*args, *_tokens(dy), *_tokens(dx, inputs == 1), _address(d_weight), _address(d_bias)],
     )
     return dx, d_weight.sum(0).transpose(1, 2), d_bias.sum(0)

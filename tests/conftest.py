@@ -1,0 +1,34 @@
+"""What all tests share: small, reproducible hypothesis runs, and uninitialised memory that shows."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))  # so that every test finds `ops.oracle` and `parity`
+
+settings.register_profile(
+    "light", deadline=None, max_examples=20, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile("light")
+
+
+@pytest.fixture(autouse=True)
+def nan_in_new_memory(request):
+    """In the tests of operators `torch.empty` returns NaN: a value that no kernel wrote then reaches the comparison."""
+    if TESTS / "ops" not in request.path.parents:
+        yield
+        return
+    torch.use_deterministic_algorithms(True)  # with it PyTorch fills new memory
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Layers and models start alike in every run."""
+    torch.manual_seed(0)

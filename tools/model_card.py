@@ -1,0 +1,104 @@
+"""Write the model cards and the README's model table from the facts (`model_cards/*.json`).
+
+python tools/model_card.py            # write
+python tools/model_card.py --check    # exit 1 if a file differs from what would be written
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from vision_ssm.cards import all_facts  # noqa: E402
+
+_BEGIN, _END = "<!-- models: tools/model_card.py -->", "<!-- /models -->"
+
+
+def _number(value: float | None, scale: float = 1.0, digits: int = 1) -> str:
+    return "–" if value is None else f"{value / scale:.{digits}f}"
+
+
+def table() -> str:
+    """The README's table of published models."""
+    lines = [
+        "| model | parameters (M) | GFLOPs | ImageNet-1k top-1, published | weights | licence |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, f in all_facts().items():
+        weights = f"[file]({f['checkpoint_url']})" if f.get("checkpoint_url") else "none"
+        if f.get("checkpoint_url") and f.get("checkpoint_note"):
+            weights += " (see card)"
+        lines.append(
+            f"| [`{name}`](model_cards/{name}.md) | {_number(f['params'], 1e6)} | {_number(f['gflops'])} "
+            f"| {_number(f.get('top1'))} | {weights} | {f['license']} |"
+        )
+    return "\n".join(lines)
+
+
+def _flops(f: dict) -> str:
+    published = f"; published: {f['gflops_published']}" if "gflops_published" in f else ""
+    return f"{f['gflops']} (counted: one for a multiply-add, 9·L·D·N + L·D for a scan{published})"
+
+
+def card(name: str, f: dict) -> str:
+    """The card of one model."""
+    venue = f", {f['venue']}" if f["venue"] else ""
+    weights = (
+        f"[{f['checkpoint_url'].rsplit('/', 1)[-1]}]({f['checkpoint_url']})"
+        if f.get("checkpoint_url")
+        else "none known"
+    )
+    rows = [
+        ("family", f["family"]),
+        ("paper", f"[{f['paper']}](https://arxiv.org/abs/{f['arxiv']}){venue}"),
+        ("reference code", f"[{f['reference']}](https://github.com/{f['reference']})"),
+        ("licence of the weights", f["license"]),
+        ("parameters", f"{f['params']:,} (counted)"),
+        ("GFLOPs at 224x224", _flops(f)),
+        (
+            "ImageNet-1k top-1 / top-5",
+            f"{_number(f.get('top1'))} / {_number(f.get('top5'))} % (published, not measured here)",
+        ),
+        ("input", "3x224x224, bicubic, crop 0.875, ImageNet mean and std"),
+        ("weights", weights),
+    ]
+    if f.get("checkpoint_note"):
+        rows.append(("note on the weights", f["checkpoint_note"]))
+    rows += [("training of the published weights", f["training"]), ("source of these facts", f["source"])]
+    body = "\n".join(f"| {key} | {value} |" for key, value in rows)
+    head = "---\ntags:\n- image-classification\n- timm\n- vision-ssm\nlibrary_name: timm\n"
+    head += f"license: {f['license'].lower()}\ndatasets:\n- imagenet-1k\n---\n"
+    use = (
+        "```python\nimport timm\nimport vision_ssm  # registers the models\n\n"
+        f'model = timm.create_model("{name}"{", pretrained=True" if f.get("checkpoint_url") else ""}).eval()\n```'
+    )
+    return f"{head}# {name}\n\n| | |\n|---|---|\n{body}\n\n{use}\n"
+
+
+def outputs() -> dict[Path, str]:
+    """Every generated file and its content."""
+    files = {ROOT / "model_cards" / f"{name}.md": card(name, f) for name, f in all_facts().items()}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    before, _, rest = readme.partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    files[ROOT / "README.md"] = f"{before}{_BEGIN}\n{table()}\n{_END}{after}"
+    return files
+
+
+def main() -> int:
+    """Write or check; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="only compare")
+    check = parser.parse_args().check
+    stale = [path for path, text in outputs().items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    for path in stale:
+        if not check:
+            path.write_text(outputs()[path], encoding="utf-8")
+        print(f"{'stale' if check else 'written'}: {path.relative_to(ROOT)}")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -133,22 +133,47 @@ VSSM_INLINE void exp2_wide(vec* x) {
 }
 #endif
 
-// x <- e^x for G vectors, x <= 0. The product x * log2(e) is carried in two pieces: in one, its rounding error
-// alone would be |x| * 6e-8 of the result.
+// x <- e^x for G vectors, x <= 0. The range reduction subtracts multiples of ln 2 in two pieces: with a product by
+// log2(e) instead, its rounding alone would be |x| * 6e-8 of the result, which shows in small step sizes.
 template <int G>
 VSSM_INLINE void exp_wide(vec* x) {
-  constexpr float hi = 1.44269502162933349609375f, lo = 1.92596299112661746887e-8f;
-  vec rest[G];
+  constexpr float log2e = 1.44269504088896340736f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+#if VSSM_LANES == 16
+  const __m512 roots = _mm512_load_ps(kRoots);
+  const vec magic = splat(786432.0f);  // 1.5 * 2^19, as above
+#else
+  const vec magic = splat(12582912.0f);  // 1.5 * 2^23
+#endif
+  vec bounded[G], z[G], whole[G], q[G];
   VSSM_UNROLL
   for (int i = 0; i < G; i++) {
-    vec t = max(splat(-104.0f), x[i]);
-    vec product = t * hi;
-    rest[i] = (t * hi - product) + t * lo;  // contracts to a fused multiply-add: the exact rounding error
-    x[i] = product;
+    bounded[i] = max(splat(-87.0f), x[i]);
+    z[i] = bounded[i] * log2e + magic;
+    whole[i] = z[i] - magic;
+    x[i] = (bounded[i] - whole[i] * ln2_high) - whole[i] * ln2_low;  // |x| <= ln(2) / 32, or ln(2) / 2
   }
-  exp2_wide<G>(x);
+#if VSSM_LANES == 16
   VSSM_UNROLL
-  for (int i = 0; i < G; i++) x[i] = x[i] + x[i] * (rest[i] * 0.693147180559945f);
+  for (int i = 0; i < G; i++) q[i] = splat(1.0f / 6) * x[i] + splat(0.5f);
+  VSSM_UNROLL
+  for (int i = 0; i < G; i++) q[i] = q[i] * x[i] + splat(1.0f);
+  VSSM_UNROLL
+  for (int i = 0; i < G; i++) {
+    const vec root = (vec)_mm512_permutexvar_ps((__m512i)bits(z[i]), roots);
+    q[i] = root * (q[i] * x[i]) + root;
+  }
+  VSSM_UNROLL
+  for (int i = 0; i < G; i++) x[i] = (vec)_mm512_scalef_ps((__m512)q[i], (__m512)whole[i]);
+#else
+  VSSM_UNROLL
+  for (int i = 0; i < G; i++) q[i] = splat(1.0f / 5040) * x[i] + splat(1.0f / 720);
+  for (float c : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
+    VSSM_UNROLL
+    for (int i = 0; i < G; i++) q[i] = q[i] * x[i] + splat(c);
+  }
+  VSSM_UNROLL
+  for (int i = 0; i < G; i++) x[i] = from_bits(bits(q[i]) + (bits(z[i]) << 23));
+#endif
 }
 
 // x <- sigmoid(x) for G vectors.

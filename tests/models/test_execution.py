@@ -26,7 +26,7 @@ def two_threads() -> Iterator[None]:
 
 
 @each_model
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.03), (torch.float16, 0.005)])
 def test_low_precision(name: str, dtype: torch.dtype, tolerance: float) -> None:
     model = create(name)
     expected = model(images())
@@ -45,10 +45,10 @@ def test_autocast(name: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         out, grads = step(model, images())
     assert out.dtype == torch.bfloat16
-    assert error(out, expected) < 0.05
+    assert error(out, expected) < 0.03
     assert all(torch.isfinite(g).all() and g.dtype == torch.float32 for g in grads.values())
     found, wanted = (torch.cat([g.flatten() for g in each.values()]) for each in (grads, expected_grads))
-    assert error(found, wanted) < 0.05
+    assert error(found, wanted) < 0.03
 
 
 # Optimiser
@@ -157,6 +157,6 @@ def test_thread_counts_are_bitwise_equal(name: str) -> None:
     torch.set_num_threads(1)
     out_one, grads_one = step(model, images(4))
     assert torch.equal(out_one, out)
-    assert_same_gradients(grads_one, grads, 1e-3)
+    assert_same_gradients(grads_one, grads)
     for key, gradient in grads.items():
         assert key.rpartition(".")[0] in summed or torch.equal(grads_one[key], gradient), key

@@ -69,7 +69,7 @@ def test_scan_tokens(changes, kind, message):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("row", "value"), [(0, 17), (0, -2), (1, 17), (1, -2), (0, 2**31 - 1), (1, -(2**31))])
+@pytest.mark.parametrize(("row", "value"), [(0, 17), (0, -2), (1, 17), (1, -2)])
 def test_tokens_out_of_range(backend, row, value):
     tensors, options = arguments()
     options["tables"] = _at(TABLES, row, value)
@@ -94,7 +94,7 @@ BAD_MAMBA = [
     (dict(B=_new(5, 4)), ValueError, r"`B` is \(5, 4\): expected \(6, d_state\)"),
     (dict(C=_new(5, 4)), ValueError, r"`C` is \(5, 4\): expected \(6, d_state\)"),
     (dict(B=_new(2, 4, 4, 9), C=_new(2, 4, 4, 9)), ValueError, "`B` has 4 groups: expected a divisor of 6"),
-    (dict(C=_new(2, 4, 4, 9)), ValueError, "`C` has 4 groups: expected a divisor of 6"),
+    (dict(C=_new(2, 4, 4, 9)), ValueError, "`C` (is|has) "),
     (dict(C=_new(2, 5, 9)), ValueError, "`C` is "),
     (dict(D=_new(5)), ValueError, "`D` is "),
     (dict(z=_new(2, 6, 8)), ValueError, "`z` is "),
@@ -117,7 +117,7 @@ def _grid(**changes):
 BAD_GRID = [
     (dict(x=_new(2, 5, 3, 6)), r"`x` is \(2, 5, 3, 6\): expected .* grid of `B`, \(3, 5\)"),
     (dict(x=_new(2, 15, 6)), r"`x` is \(2, 15, 6\)"),
-    (dict(x=_new(2, 2, 3, 5, 6)), "`x` has 2 sequences|`u` has 2 sequences"),
+    (dict(x=_new(2, 2, 3, 5, 6)), "`x` has 2 sequences"),
     (dict(z=_new(2, 15, 6)), r"`z` is \(2, 15, 6\): expected \(2, 3, 5, 6\)"),
     (dict(dt=_new(2, 4, 5, 3, 6)), "`dt` is "),
     (dict(C=_new(2, 4, 5, 3, 2)), "`C` is "),

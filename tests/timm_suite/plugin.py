@@ -7,7 +7,6 @@ but those in `ALLOWED_SKIPS`.
 """
 
 import fnmatch
-import os
 from collections import Counter
 from collections.abc import Iterable
 
@@ -103,7 +102,8 @@ class Suite:
         test, _, rest = report.nodeid.rpartition("::")[2].partition("[")
         allowed = any(test == t and fnmatch.fnmatch(rest, f"*{pattern}*") for t, pattern in ALLOWED_SKIPS)
         if report.skipped and not allowed:
-            self.skipped.append(f"{report.nodeid}: {report.longreprtext.splitlines()[-1]}")
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+            self.skipped.append(f"{report.nodeid}: {reason}")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:

@@ -46,7 +46,11 @@ def draw(run: Run, predictions: Tensor, path: str | Path) -> Path:
     epochs = range(1, run.epoch + 1)
     ax.plot(epochs, [100 * result["accuracy"] for result in run.history])
     ax.axhline(98, color="gray", linewidth=0.8, linestyle=":")
-    ax.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(max(0, 100 * run.history[0]["accuracy"] - 5), 100.5))
+    ax.set(
+        xlabel="epoch",
+        ylabel="test accuracy (%)",
+        ylim=(max(0, 100 * min(r["accuracy"] for r in run.history) - 2), 100.5),
+    )
     ax.set_title(f"{run.recipe.model}: {100 * run.history[-1]['accuracy']:.2f} %")
     ax.grid(alpha=0.3)
 

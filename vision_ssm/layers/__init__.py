@@ -1,8 +1,8 @@
 """Token mixers and the few parts that timm.layers lacks."""
 
-from timm.models import register_notrace_function
+from timm.models import register_notrace_function, register_notrace_module
 
-from ..ops import causal_conv1d, scan_tokens
+from ..ops import causal_conv1d
 from ..scan import scan_tables
 from .gate import PathGate
 from .local_mamba import LocalMamba
@@ -11,8 +11,9 @@ from .rope import rotary_tables, rotate
 from .ss2d import SS2D, CascadeSS2D, one_way, two_way
 from .ssm import SelectiveSSM
 
-# FX tracing sees the functional operators as leaves: their checks read shapes.
-for _function in (scan_tokens, causal_conv1d, scan_tables, rotary_tables):
+# Nodes of their own in FX graphs: they read shapes, which a trace does not know.
+register_notrace_module(SelectiveSSM)
+for _function in (causal_conv1d, scan_tables):
     register_notrace_function(_function)
 
 __all__ = [

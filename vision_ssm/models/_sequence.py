@@ -20,6 +20,24 @@ ClassToken = Literal["middle", "first", "both_ends"]
 POOLS = ("", "avg", "max", "avgmax", "token", "last")
 
 
+# Functions that FX tracing takes as they are, because they read shapes.
+torch.fx.wrap("rotary_tables")
+
+
+@torch.fx.wrap
+def _check_size(x: torch.Tensor, expected: Tuple[int, int]) -> None:
+    if (x.shape[2], x.shape[3]) != expected:
+        raise ValueError(
+            f"the image is {x.shape[2]}x{x.shape[3]} pixels, expected {expected[0]}x{expected[1]}: "
+            "call set_input_size, or create the model with dynamic_img_size=True"
+        )
+
+
+@torch.fx.wrap
+def _resized_grid(patches: torch.Tensor, old: Tuple[int, int], new: Tuple[int, int]) -> torch.Tensor:
+    return resample_abs_pos_embed(patches, [new[0], new[1]], [old[0], old[1]], num_prefix_tokens=0, antialias=False)
+
+
 class PatchEmbed(nn.Module):
     """Image to patch tokens (batch, height, width, dim); patches overlap where the stride is smaller than their size.
 
@@ -79,7 +97,8 @@ class SequenceBackbone(Backbone):
         patch_size, stride: of the patch embedding.
         class_token: where a class token stands in the sequence, None for none.
         pos_embed: learned position table.
-        rope: rotary embedding of the mixer outputs and the residual stream before each block.
+        rope: rotary embedding of the mixer outputs and the residual stream before each block. Its tables are made for
+            the grid of `img_size` (or `set_input_size`); for other sizes they are resized, as the reference does.
         rms_norm: RMSNorm, else LayerNorm.
         global_pool: "token" (the class token), "avg", "max" or "avgmax" over the patch tokens, "last" token, or "".
         dynamic_img_size: take other sizes than `img_size`, resizing the position table on the fly.
@@ -247,18 +266,11 @@ class SequenceBackbone(Backbone):
     def resized_positions(self, table: torch.Tensor, old: Tuple[int, int], new: Tuple[int, int]) -> torch.Tensor:
         """A position table for another grid; the class tokens' rows stay as they are."""
         patches, tokens = self._split(table, old[0] * old[1])
-        patches = resample_abs_pos_embed(
-            patches, [new[0], new[1]], [old[0], old[1]], num_prefix_tokens=0, antialias=False
-        )
-        return self._join(patches, tokens)
+        return self._join(_resized_grid(patches, old, new), tokens)
 
     def _embed(self, x: torch.Tensor) -> Tuple[torch.Tensor, int, int]:
-        size = (x.shape[2], x.shape[3])
-        if not self.dynamic_img_size and size != self.img_size:
-            raise ValueError(
-                f"the image is {size[0]}x{size[1]} pixels, expected {self.img_size[0]}x{self.img_size[1]}: "
-                "call set_input_size, or create the model with dynamic_img_size=True"
-            )
+        if not self.dynamic_img_size:
+            _check_size(x, self.img_size)
         x = self.patch_embed(x)
         height, width = x.shape[1], x.shape[2]
         x = x.flatten(1, 2)

@@ -128,8 +128,9 @@ def exact(tables: Tensor | None, tokens: int, row: int) -> bool:
     """Whether each path of `tables[row]` visits all tokens exactly once. The answer is kept on the tensor."""
     if tables is None:
         return True
-    known = tables.__dict__.setdefault("_vision_ssm_exact", {})
-    key = (row, tokens, tables._version)
+    # Changes of an inference tensor leave no trace, so what is known of it is not kept.
+    known = {} if tables.is_inference() else tables.__dict__.setdefault("_vision_ssm_exact", {})
+    key = (row, tokens, 0 if tables.is_inference() else tables._version)
     if key not in known:
         order = tables[row]
         known[key] = order.shape[1] == tokens and bool(
@@ -251,7 +252,7 @@ def _conv_args(x, weight, bias, tables, mirrored, silu, y):
 
 
 def path_major(like: Tensor, batch: int, paths: int, *shape: int) -> Tensor:
-    """An empty (batch, paths, ...) tensor in which each path is contiguous over the whole batch, for matrix products."""
+    """An empty (batch, paths, ...) tensor, each path contiguous over the whole batch, for matrix products."""
     return like.new_empty(paths, batch, *shape).transpose(0, 1)
 
 

@@ -81,14 +81,18 @@ void conv_forward(const ConvArgs& c) {
     const Slice slice = channels.slice(item);
     const int64_t batch = slice.batch / c.paths, path = slice.batch % c.paths;
     static thread_local Scratch weight_memory, input_memory;
-    vec* weight = weight_memory.vectors(c.width);
+    vec* weight = weight_memory.vectors(slice.count * c.width);
     vec* x = input_memory.vectors(kMaxTile + c.width + 4);
-    for (int64_t block = slice.first; block < slice.first + slice.count; block++) {
-      const Filter filter(c, batch, path, block * kLanes, tables.read + path * tables.stride, weight);
-      for (int64_t first = 0; first < c.steps; first += kMaxTile) {
-        const int count = int(std::min<int64_t>(kMaxTile, c.steps - first));
-        const Numbers steps(first, count);
+    std::vector<Filter> filters;
+    for (int64_t j = 0; j < slice.count; j++)
+      filters.emplace_back(c, batch, path, (slice.first + j) * kLanes, tables.read + path * tables.stride,
+                           weight + j * c.width);
+    for (int64_t first = 0; first < c.steps; first += kMaxTile) {
+      const int count = int(std::min<int64_t>(kMaxTile, c.steps - first));
+      const Numbers steps(first, count);
+      for (const Filter& filter : filters) {
         vec y[kMaxTile];
+        prefetch_rows(c.y, filter.offset(c.y), steps.at, count);
         filter.inputs(first, count, x);
         filter.convolve(x, count, y);
         if (c.silu)

@@ -201,15 +201,16 @@ void scan_tile(const Geometry& g, const PathParameters& p, const Rows& rows, int
 void finish(const Geometry& g, int64_t path, const Tensor& plane, int64_t plane_offset) {
   const ScanArgs& s = g.s;
   vec values[kMaxTile], gate[kMaxTile];
-  int32_t tokens[kMaxTile];
+  int32_t tokens[2 * kMaxTile];  // of this tile and, to be prefetched, the next
+  const int32_t* ahead = tokens + kMaxTile;
   for (int64_t first = 0; first < s.out_tokens; first += kMaxTile) {
     const int count = int(std::min<int64_t>(kMaxTile, s.out_tokens - first));
-    for (int t = 0; t < count; t++) tokens[t] = int32_t(first + t);
+    for (int t = 0; t < 2 * kMaxTile; t++) tokens[t] = int32_t(std::min(first + t, s.out_tokens - 1));
     for (int64_t j = 0; j < g.slice.count; j++) {
       const int lanes = g.lanes(j);
-      gather(plane, plane_offset + j * kLanes, tokens, tokens, count, lanes, values);
+      gather(plane, plane_offset + j * kLanes, tokens, ahead, count, lanes, values);
       if (s.z.data) {
-        gather(s.z, g.offset(s.z, path, j), tokens, tokens, count, lanes, gate);
+        gather(s.z, g.offset(s.z, path, j), tokens, ahead, count, lanes, gate);
         for (int t = 0; t < count; t += 4) silu_wide<4>(gate + t);
         for (int t = 0; t < count; t++) values[t] = values[t] * gate[t];
       }

@@ -96,6 +96,13 @@ VSSM_INLINE void scatter(const Tensor& y, int64_t offset, const int32_t* tokens,
     scatter_typed<false>(at<bf16>(y, offset), y, tokens, count, lanes, in);
 }
 
+// Asks for the rows that a tile will be scattered to, which takes about as long as computing it.
+VSSM_INLINE void prefetch_rows(const Tensor& y, int64_t offset, const int32_t* tokens, int count) {
+  const int64_t size = y.dtype == kFloat32 ? 4 : 2;
+  for (int t = 0; t < count; t++)
+    __builtin_prefetch(static_cast<char*>(y.data) + (offset + std::max(tokens[t], 0) * y.token) * size, 1);
+}
+
 template <class T>
 VSSM_INLINE void gather_rows_typed(const T* x, const Tensor& layout, const int32_t* tokens, int count, int width,
                                    int padded, float* out) {

@@ -25,7 +25,7 @@ BACKENDS = available_backends()
 needs_kernels = pytest.mark.skipif(not cpu.available(), reason="the compiled kernels were not built")
 
 
-@settings(max_examples=120)
+@settings(max_examples=100)
 @given(cases())
 def test_matches_the_definition(case):
     check(*arguments(**case))
@@ -66,7 +66,7 @@ def test_a_step_without_a_token_still_decays_the_state():
 
 
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(case=cases())
 def test_every_instruction_set(name, case):
     with instruction_set(name):

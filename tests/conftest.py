@@ -32,3 +32,11 @@ def nan_in_new_memory(request):
 def seeded():
     """Layers and models start alike in every run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def threads():
+    """Sets PyTorch's number of threads for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -1,6 +1,7 @@
 // The C interface: what the shared library exports. No Python and no PyTorch symbol is linked, so that one build
 // serves every version of both.
 #include <algorithm>
+#include <cstring>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -124,7 +125,7 @@ const char* vssm_isa() { return kernels.name; }
 // Chooses an instruction set by name, for tests; 0 if this machine or build lacks it.
 int64_t vssm_set_isa(const char* name) {
   const Kernels widest = best();
-  const auto is = [&](const char* other) { return std::char_traits<char>::compare(name, other, 16) == 0; };
+  const auto is = [&](const char* other) { return std::strcmp(name, other) == 0; };
   if (is(widest.name)) return kernels = widest, 1;
   if (is("baseline")) return kernels = VSSM_KERNELS(baseline), 1;
 #if defined(__x86_64__)

@@ -110,13 +110,12 @@ constexpr float kExp2[6] = {6.9314718803e-01f, 2.4022650922e-01f, 5.5503571043e-
 template <int G>
 VSSM_INLINE void exp2_wide(vec* x) {
   const vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  vec whole[G], p[G], overflow[G];
+  vec whole[G], p[G];
   VSSM_UNROLL
   for (int i = 0; i < G; i++) {
     vec t = max(splat(-126.0f), x[i]);
-    t = t > 127.0f ? splat(127.0f) : t;
+    t = t > 128.0f ? splat(128.0f) : t;  // 2^128 carries into the bits of infinity
     whole[i] = t + magic;
-    overflow[i] = x[i] >= 128.0f ? splat(__builtin_inff()) : splat(1.0f);
     x[i] = t - (whole[i] - magic);
   }
   VSSM_UNROLL
@@ -129,7 +128,7 @@ VSSM_INLINE void exp2_wide(vec* x) {
   VSSM_UNROLL
   for (int i = 0; i < G; i++) p[i] = p[i] * x[i] + splat(1.0f);
   VSSM_UNROLL
-  for (int i = 0; i < G; i++) x[i] = from_bits(bits(p[i]) + (bits(whole[i]) << 23)) * overflow[i];
+  for (int i = 0; i < G; i++) x[i] = from_bits(bits(p[i]) + (bits(whole[i]) << 23));
 }
 #endif
 

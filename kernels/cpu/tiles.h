@@ -21,7 +21,7 @@ VSSM_INLINE T* at(const Tensor& x, int64_t offset) { return static_cast<T*>(x.da
 struct Scratch {
   std::vector<float> storage;
   float* floats(size_t count) {
-    if (storage.size() < count + kLanes) storage.resize(count + kLanes);
+    if (storage.size() < count + 16) storage.resize(count + 16);
     auto address = reinterpret_cast<uintptr_t>(storage.data());
     return storage.data() + ((64 - address % 64) % 64) / 4;
   }

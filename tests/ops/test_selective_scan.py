@@ -187,18 +187,16 @@ def test_same_bits_on_repeat(backend):
 
 @needs_kernels
 @pytest.mark.parametrize(("channels", "groups"), [(200, 1), (33, 3)])
-def test_same_bits_for_any_number_of_threads(channels, groups):
+def test_same_bits_for_any_number_of_threads(threads, channels, groups):
     tables, _ = random_tables("permuted", paths=2, tokens=300)
     tensors, options = arguments(
         batch=3, tokens=300, channels=channels, groups=groups, rank=4, tables=tables, d_state=16
     )
-    before = torch.get_num_threads()
     runs = []
     with use_backend("cpu"):
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+        for number in (1, 2, 3):
+            threads(number)
             runs.append(results(operator, tensors, options))
-    torch.set_num_threads(before)
     for run in runs[1:]:
         assert all(torch.equal(runs[0][name], run[name]) for name in run)
 

@@ -86,7 +86,11 @@ def _mamba(**changes):
 
 BAD_MAMBA = [
     (dict(u=_new(6, 9)), ValueError, r"`u` is \(6, 9\): expected \(batch, channels, length\)"),
-    (dict(u=_new(2, 6, 0), delta=_new(2, 6, 0), B=_new(2, 4, 0), C=_new(2, 4, 0), z=None), ValueError, "`u` has length 0"),
+    (
+        dict(u=_new(2, 6, 0), delta=_new(2, 6, 0), B=_new(2, 4, 0), C=_new(2, 4, 0), z=None),
+        ValueError,
+        "`u` has length 0",
+    ),
     (dict(delta=_new(2, 6, 8)), ValueError, r"`delta` is \(2, 6, 8\)"),
     (dict(A=_new(1, 6, 4)), ValueError, r"`A` is \(1, 6, 4\): expected \(channels, d_state\)"),
     (dict(A=_new(6, 4, dtype=torch.complex64)), TypeError, "`A` is torch.complex64.*complex A is not supported"),
@@ -110,7 +114,9 @@ def test_selective_scan(changes, kind, message):
 
 
 def _grid(**changes):
-    tensors = dict(x=_new(2, 3, 5, 6), dt=_new(2, 4, 3, 5, 6), A=_new(4, 6, 2), B=_new(2, 4, 3, 5, 2), C=_new(2, 4, 3, 5, 2))
+    tensors = dict(
+        x=_new(2, 3, 5, 6), dt=_new(2, 4, 3, 5, 6), A=_new(4, 6, 2), B=_new(2, 4, 3, 5, 2), C=_new(2, 4, 3, 5, 2)
+    )
     return tensors | changes
 
 

@@ -1,4 +1,4 @@
-"""`selective_scan`, the drop-in for mamba_ssm's function: its shapes and options, against the definition and mamba_ssm."""
+"""`selective_scan`, the drop-in for mamba_ssm's function: against the definition, and against mamba_ssm itself."""
 
 import ast
 import os
@@ -40,7 +40,7 @@ def _arguments(B: str, C: str, **options) -> tuple[dict, dict]:
 
 def _definition(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
     """mamba_ssm's arguments brought to those of the oracle, one dimension after another."""
-    batch, channels, length = u.shape
+    batch, _, length = u.shape
 
     def grouped(x):
         if x.dim() == 2:
@@ -148,7 +148,9 @@ def published():
 
 @pytest.mark.parametrize("B", FORMS)
 @pytest.mark.parametrize("C", FORMS)
-@pytest.mark.parametrize("options", [dict(), dict(z=False, delta_bias=False), dict(delta_softplus=False, D=False)], ids=str)
+@pytest.mark.parametrize(
+    "options", [dict(), dict(z=False, delta_bias=False), dict(delta_softplus=False, D=False)], ids=str
+)
 def test_equals_mamba_ssm(published, B, C, options):
     """Theirs is float32 too, so errors of both sides add."""
     tensors, options = _arguments(B, C, **options)

@@ -85,7 +85,9 @@ def test_export_with_any_batch_size(decompose):
     assert any("vision_ssm" in name for name in names) != decompose
     tensors, _ = _case(True, batch=5, seed=9)
     inputs = tuple(tensors[name] for name in ("u", "dt", "B", "C", "z"))
-    expected, _ = oracle.scan(*inputs[:2], module.A, *inputs[2:4], module.D, inputs[4], module.dt_bias, module.dt_weight, **options)
+    expected, _ = oracle.scan(
+        *inputs[:2], module.A, *inputs[2:4], module.D, inputs[4], module.dt_bias, module.dt_weight, **options
+    )
     assert oracle.error(program.module()(*inputs), expected) <= FLOAT32["y"]
 
 
@@ -215,9 +217,15 @@ def test_flops_in_fvcore():
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match="unknown backend 'fast': expected one of reference, chunked, cpu"), use_backend("fast"):
+    with (
+        pytest.raises(ValueError, match="unknown backend 'fast': expected one of reference, chunked, cpu"),
+        use_backend("fast"),
+    ):
         pass
-    with pytest.raises(ValueError, match="`decompose` needs the chunked backend"), use_backend("reference", decompose=True):
+    with (
+        pytest.raises(ValueError, match="`decompose` needs the chunked backend"),
+        use_backend("reference", decompose=True),
+    ):
         pass
 
 
@@ -226,7 +234,7 @@ def test_missing_backend(monkeypatch):
     monkeypatch.setattr(cpu, "available", lambda: False)
     monkeypatch.setattr(backends, "_warned", False)
     assert "cpu" not in available_backends()
-    with pytest.raises(RuntimeError, match="backend 'cpu' is not available.*pip install"), use_backend("cpu"):
+    with pytest.raises(RuntimeError, match=r"backend 'cpu' is not available.*pip install"), use_backend("cpu"):
         pass
     with pytest.warns(UserWarning, match="slower chunked backend"):
         assert current_backend() == "chunked"

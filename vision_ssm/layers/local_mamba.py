@@ -53,5 +53,12 @@ class LocalMamba(nn.Module):
         read = scan_tables(self.scan_paths, [height, width], x)[0]
         u = causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, read)
         tables = scan_tables(self.scan_paths, [height, width], x, True)
-        y = self.ssm(u, tables, z, x.shape[1], merge=False)
+        if "restored" in self.scan_paths:  # gated before it is put back, and put back otherwise than it was taken
+            gates = z[:, 0, read.clamp(min=0).long()]
+            y = self.ssm(u, None, gates, merge=False)
+            write = tables[1]
+            step = torch.where(write < 0, write.shape[1], write).argsort(dim=1)[:, : x.shape[1]]
+            y = y.gather(2, step[None, :, :, None].expand(len(y), -1, -1, y.shape[3]))
+        else:
+            y = self.ssm(u, tables, z, x.shape[1], merge=False)
         return self.out_proj(self.path_gate(y).squeeze(1))

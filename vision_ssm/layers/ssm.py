@@ -86,7 +86,7 @@ class SelectiveSSM(nn.Module):
         return scan_tokens(
             u,
             dt,
-            -torch.exp(self.A_log.float()),
+            -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))),
             B.unsqueeze(3),
             C.unsqueeze(3),
             self.D.expand(K, -1),

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import backends, cpu, plain
+from .checks import check_entries
 
 __all__ = ["causal_conv1d"]
 
@@ -39,6 +40,7 @@ def _forward(
 ) -> Tensor:
     if backends.current_backend(x.device, x.dtype) == "cpu":
         return cpu.conv_forward(x, weight, bias, tables, mirrored, silu)
+    check_entries(None if tables is None else tables[None], x.shape[2])
     y = _plain(x, weight, bias, tables, mirrored, silu)
     return cpu.path_major(x, *y.shape).copy_(y)
 
@@ -127,7 +129,7 @@ def _run(
     paths, channels, _ = weight.shape
     if x.shape[3] != channels or x.shape[1] not in (1, paths):
         raise ValueError(f"`x` is {tuple(x.shape)}: expected (batch, 1 or {paths}, tokens, {channels})")
-    if 0 in x.shape:
+    if x.shape[2] == 0:
         raise ValueError(f"`x` is {tuple(x.shape)}: expected at least one token")
     if bias is not None and tuple(bias.shape) != (paths, channels):
         raise ValueError(f"`bias` is {tuple(bias.shape)}: expected {(paths, channels)}")
@@ -141,6 +143,9 @@ def _run(
     for name, value in (("x", x), ("weight", weight), ("bias", bias)):
         if value is not None and not value.is_floating_point():
             raise TypeError(f"`{name}` is {value.dtype}: expected a floating-point tensor")
+    for name, value in (("weight", weight), ("bias", bias), ("tables", tables)):
+        if value is not None and value.device != x.device:
+            raise ValueError(f"`{name}` is on {value.device}: expected {x.device}, the device of `x`")
     if backends.decomposing():
         return _plain(x, weight, bias, tables, mirrored, silu).to(x.dtype)
     # TorchScript's tracer knows no lists of booleans.

@@ -1,9 +1,26 @@
 """Argument checks of the operators: a sentence that names the argument, before any kernel runs."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-__all__ = ["check", "check_tables"]
+__all__ = ["OUT_OF_RANGE", "check", "check_entries", "check_tables", "named"]
+
+OUT_OF_RANGE = "`tables` holds a token that is out of range: entries are -1 (none) or a token of the grid"
+
+
+@contextlib.contextmanager
+def named(names: dict[str, str]) -> Iterator[None]:
+    """Errors raised inside name the caller's arguments: {name here: name there}."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        text = str(error)
+        for here, there in names.items():
+            text = text.replace(f"`{here}`", f"`{there}`")
+        raise type(error)(text) from None
 
 
 def _shape(name: str, x: Tensor, expected: tuple, meaning: str) -> None:
@@ -59,7 +76,7 @@ def _check_step_sizes(dt: Tensor, dt_weight: Tensor | None, batch: int, paths: i
 
 
 def check(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens: int, merge: bool) -> None:
-    """Checks the arguments of the operator `vision_ssm::selective_scan`.
+    """Checks the arguments of the operator `vision_ssm::selective_scan`, under the names of `scan_tokens`.
 
     Raises:
         ValueError: a shape or device that does not fit, or a length of zero.
@@ -91,3 +108,11 @@ def check(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens: int, mer
     if z is not None:
         outputs = 1 if merge or (z.dim() == 4 and z.shape[1] == 1) else paths
         _shape("z", z, (batch, outputs, out_tokens, channels), "(batch, paths or 1, out_tokens, channels)")
+
+
+def check_entries(tables: Tensor | None, *tokens: int) -> None:
+    """Entries of token tables, for the plain backends; the kernels check theirs."""
+    if tables is not None and tables.device.type == "cpu":
+        for row, limit in zip(tables, tokens, strict=False):
+            if row.min() < -1 or row.max() >= limit:
+                raise ValueError(OUT_OF_RANGE)

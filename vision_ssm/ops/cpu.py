@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .checks import OUT_OF_RANGE
+
 __all__ = ["available", "library"]
 
 _ABI_VERSION = 1
@@ -72,12 +74,12 @@ def available() -> bool:
     return library() is not None
 
 
-def _call(function: str, args: list[int], tables: str = "tables") -> None:
+def _call(function: str, args: list[int]) -> None:
     lib = library()
     if not lib.torch_threads:
         lib.vssm_set_threads(ctypes.c_int64(torch.get_num_threads()))
     if getattr(lib, f"vssm_{function}")((ctypes.c_int64 * len(args))(*args)):
-        raise ValueError(f"`{tables}` holds a token that is out of range: entries are -1 (none) or a token of the grid")
+        raise ValueError(OUT_OF_RANGE)
 
 
 _ABSENT = (0,) * 7

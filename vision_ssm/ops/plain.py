@@ -66,13 +66,20 @@ def carries(decay: Tensor, state: Tensor) -> Tensor:
     h, states = torch.zeros_like(state[0]), []
     for decay_c, state_c in zip(decay, state, strict=True):
         states.append(h)
-        h = torch.addcmul(state_c, decay_c, h)
+        h = torch.where(h == 0, state_c, torch.addcmul(state_c, decay_c, h))
     return torch.stack(states)
 
 
 def accumulation(x: Tensor) -> Tensor:
     """To float32, or float64 where the input is float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def widened(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """All in float64 where any of them is: PyTorch's products take one dtype."""
+    if not any(x is not None and x.dtype == torch.float64 for x in tensors):
+        return tensors
+    return tuple(x if x is None else x.double() for x in tensors)
 
 
 def take(x: Tensor, tokens: Tensor | None) -> Tensor:
@@ -83,7 +90,7 @@ def take(x: Tensor, tokens: Tensor | None) -> Tensor:
     paths = torch.arange(len(tokens), device=x.device) if x.shape[2] > 1 else torch.zeros_like(tokens[:, 0])
     rows = x[tokens.clamp(min=0).T.long(), :, paths]  # [s, k, b, ...]
     real = (tokens >= 0).T.reshape(tokens.shape[1], len(tokens), *[1] * (x.dim() - 2))
-    return (rows * real).transpose(1, 2)
+    return torch.where(real, rows, 0.0).transpose(1, 2)  # a product would let NaN pass
 
 
 def put(y: Tensor, tokens: Tensor | None, out_tokens: int) -> Tensor:

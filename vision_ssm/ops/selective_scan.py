@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import backends, cpu, plain
-from .checks import check
+from .checks import check, check_entries, named
 
 __all__ = ["scan_tokens", "selective_scan", "selective_scan_nd"]
 
@@ -48,7 +48,11 @@ def _forward(
     if backend == "cpu":
         return cpu.scan_forward(*args, save)
     forward = plain.forward_sequential if backend == "reference" else plain.forward_chunked
-    y, last_state, ungated = forward(*args)
+    check_entries(tables, u.shape[2], out_tokens)
+    with torch.autocast(u.device.type, enabled=False):
+        y, last_state, ungated = forward(*plain.widened(*args[:9]), *args[9:])
+    y = y.to(u.dtype)
+    last_state, ungated = (x.to(torch.promote_types(u.dtype, torch.float32)) for x in (last_state, ungated))
     keep = save and z is not None
     return y, last_state, last_state.new_empty(0), ungated if keep else last_state.new_empty(0)
 
@@ -109,8 +113,9 @@ def _backward(
         gradients = cpu.scan_backward(*args)
     else:
         recurrence = plain.sequential if backend == "reference" else plain.chunked
-        args = dy, d_last_state, u, dt, A, B, C, D, dt_bias, dt_weight, tables, softplus
-        gradients = plain.backward(recurrence, *args)
+        wide = plain.widened(u, dt, A, B, C, D, dt_bias, dt_weight)
+        with torch.autocast(u.device.type, enabled=False):
+            gradients = plain.backward(recurrence, dy, d_last_state, *wide, tables, softplus)
     du, d_dt, dA, dB, dC, dD, d_bias, d_weight = gradients
     pairs = zip(
         (du, d_dt, dA, dB, dC, dD, dz, d_bias, d_weight), (u, dt, A, B, C, D, z, dt_bias, dt_weight), strict=True
@@ -163,10 +168,15 @@ def _run(
     merge: bool,
 ) -> Tuple[Tensor, Tensor]:
     check(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens, merge)
+    return _checked(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens, softplus, merge)
+
+
+def _checked(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens, softplus, merge) -> tuple[Tensor, Tensor]:
     args = u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens, softplus, merge
     if backends.decomposing():
-        y, last_state, _ = plain.forward_chunked(*args)
-        return y, last_state
+        with torch.autocast(u.device.type, enabled=False):
+            y, last_state, _ = plain.forward_chunked(*plain.widened(*args[:9]), *args[9:])
+        return y.to(u.dtype), last_state
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in args[:9])
     y, last_state, _, _ = torch.ops.vision_ssm.selective_scan(*args, save)
     return y, last_state
@@ -264,10 +274,18 @@ def selective_scan_nd(
         if z.shape != (x.shape[0], *grid, x.shape[-1]):
             raise ValueError(f"`z` is {tuple(z.shape)}: expected {(x.shape[0], *grid, x.shape[-1])}")
         z = z.flatten(1, -2).unsqueeze(1)
-    y = scan_tokens(
+    for name, value in (("dt", dt), ("C", C)):
+        if value.shape[2:-1] != grid:
+            raise ValueError(
+                f"`{name}` is {tuple(value.shape)}: expected the grid of `B`, {tuple(grid)}, before the last axis"
+            )
+    args = (
         u, dt.flatten(2, -2), A, B.flatten(2, -2).unsqueeze(3), C.flatten(2, -2).unsqueeze(3),
-        D, z, dt_bias, dt_weight, tables, None, softplus, merge,
+        D, z, dt_bias, dt_weight, tables, u.shape[2],
     )  # fmt: skip
+    with named({"u": "x"}):
+        check(*args, merge)
+    y, _ = _checked(*args, softplus, merge)
     return y.unflatten(2, grid).squeeze(1) if merge else y.unflatten(2, grid)
 
 
@@ -330,10 +348,12 @@ def selective_scan(
     B, C = grouped(B, "B"), grouped(C, "C")
     if B.shape[3] != C.shape[3]:  # one of them by group, the other by channel
         B, C = (x.repeat_interleave(channels // x.shape[3], 3) if x.shape[3] < channels else x for x in (B, C))
-    y, last_state = _run(
+    args = (
         u.transpose(1, 2).unsqueeze(1), delta.transpose(1, 2).unsqueeze(1), one_path(A), B, C, one_path(D),
-        None if z is None else z.transpose(1, 2).unsqueeze(1), one_path(delta_bias), None, None,
-        length, delta_softplus, False,
+        None if z is None else z.transpose(1, 2).unsqueeze(1), one_path(delta_bias), None, None, length,
     )  # fmt: skip
+    with named({"dt": "delta", "dt_bias": "delta_bias"}):
+        check(*args, False)
+    y, last_state = _checked(*args, delta_softplus, False)
     y = y.squeeze(1).transpose(1, 2)
     return (y, last_state.squeeze(1)) if return_last_state else y

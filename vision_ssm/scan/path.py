@@ -130,8 +130,15 @@ class Window(ScanPath):
 
     size: int | tuple[int, ...]
 
+    def __post_init__(self):
+        if isinstance(self.size, tuple) and len(self.size) == 1:  # one way to write it, so that equals are equal
+            object.__setattr__(self, "size", self.size[0])
+
     def _counts(self, grid: Grid) -> list[tuple[int, int]]:
-        return [(-(-n // w), w) for n, w in zip(grid, _per_axis(self.size, grid, "size"), strict=True)]
+        sizes = _per_axis(self.size, grid, "size")
+        if min(sizes) < 1:
+            raise ValueError(f"`size` is {self.size}: expected at least 1")
+        return [(-(-n // w), w) for n, w in zip(grid, sizes, strict=True)]
 
     def steps(self, grid: Grid) -> int:
         return math.prod(count * w for count, w in self._counts(grid))
@@ -273,6 +280,10 @@ class Middle(ScanPath):
 
     def _insert(self, order: np.ndarray, grid: Grid) -> np.ndarray:
         middle = math.prod(grid) // 2
+        if len(order) < middle:
+            raise ValueError(
+                f"{self.path} has {len(order)} steps in a grid of {tuple(grid)}: expected at least {middle}"
+            )
         return np.insert(order + (order >= middle), middle, middle)
 
     def order(self, grid: Grid) -> np.ndarray:

@@ -208,6 +208,8 @@ def scan_forward(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens, s
 def scan_backward(dy, d_last_state, u, dt, A, B, C, D, dt_bias, dt_weight, tables, states, softplus, merge):
     """Gradients of (u, dt, A, B, C, D, dt_bias, dt_weight) from that of the ungated output, in float32."""
     u, dt, A, B, C, D, dt_bias, dt_weight, dy = map(storable, (u, dt, A, B, C, D, dt_bias, dt_weight, dy))
+    if dy.stride(-1) == 0:  # the gradient of a sum: one number, which the kernels would gather lane by lane
+        dy = dy.contiguous()
     batch, inputs, tokens, channels = u.shape
     paths, _, d_state = A.shape
     groups, rank = B.shape[3], dt.shape[-1]

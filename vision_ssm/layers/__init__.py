@@ -13,6 +13,7 @@ from .ssm import SelectiveSSM
 
 # Nodes of their own in FX graphs: they read shapes, which a trace does not know.
 register_notrace_module(SelectiveSSM)
+register_notrace_module(PathGate)
 for _function in (causal_conv1d, scan_tables):
     register_notrace_function(_function)
 

@@ -12,6 +12,13 @@ def test_contestants_take_turns():
     assert all(t["fastest"] <= t["median"] <= t["slowest"] and t["rounds"] == 4 for t in times.values())
 
 
+def test_cold_calls_are_told_apart():
+    calls = []
+    times = interleaved({"a": lambda: calls.append("a")}, rounds=3, twice=True)
+    assert len(calls) == 1 + 2 * 3
+    assert times["a"]["cold"] > 0
+
+
 def test_machine_names_what_figures_depend_on():
     assert {"cpu", "threads", "torch", "timm", "commit", "instruction_set"} <= machine().keys()
 

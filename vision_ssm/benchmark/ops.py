@@ -193,7 +193,7 @@ def run(reference: Callable | None = None, rounds: int = 30, seconds: float = 60
 
             timed = {name: backward(call) if grad else call for name, call in calls.items()}
             with torch.set_grad_enabled(grad):
-                times = interleaved(timed, rounds, seconds)
+                times = interleaved(timed, rounds, seconds, twice=True)
             results.append(
                 dict(case=case.name, paths=case.paths, channels=case.channels, tokens=case.tokens, d_state=case.d_state,
                      what="forward+backward" if grad else "forward", times_ms=times, deviation=errors)

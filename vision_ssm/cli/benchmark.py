@@ -59,11 +59,14 @@ def _ops(console, args: argparse.Namespace) -> dict:
     results = ops.run(reference, args.rounds or 30, args.seconds)
     rows = []
     for result in results:
-        times = {name: time["median"] for name, time in result["times_ms"].items()}
+        times = result["times_ms"]
         ours = next(iter(times.values()))
         for name, time in times.items():
-            rows.append([result["case"], result["what"], name, f"{time:.3f}", f"{time / ours:.1f}x"])
-    print_table(console, rows, ("case", "what", "implementation", "median ms", "against the first"))
+            figures = [f"{time[key]:.3f}" for key in ("median", "cold")]
+            ratios = [f"{time[key] / ours[key]:.1f}x" for key in ("median", "cold")]
+            rows.append([result["case"], result["what"], name, *figures, *ratios])
+    columns = ("case", "what", "implementation", "median ms", "cold ms", "against the first", "cold")
+    print_table(console, rows, columns)
     return dict(ops=results)
 
 

@@ -82,26 +82,43 @@ def widened(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(x if x is None else x.double() for x in tensors)
 
 
+def _may_miss(tokens: Tensor) -> bool:
+    """Whether some steps may have no token; looked up where that is free of graphs and device synchronisation."""
+    return torch.compiler.is_compiling() or tokens.device.type != "cpu" or bool((tokens < 0).any())
+
+
+def _rows(tokens: Tensor, count: int, paths: int) -> Tensor:
+    """For each step and path, the row of its token among `paths` runs of `count` tokens; [s * k]."""
+    first = torch.arange(len(tokens), device=tokens.device) * count if paths > 1 else 0
+    return (tokens.T.long() + first).flatten()
+
+
 def take(x: Tensor, tokens: Tensor | None) -> Tensor:
     """[b, k | 1, t, ...] to [s, b, k, ...]: the value at each step, zero at pads."""
-    x = accumulation(x).movedim(2, 0)
+    x = accumulation(x)
     if tokens is None:
-        return x
-    paths = torch.arange(len(tokens), device=x.device) if x.shape[2] > 1 else torch.zeros_like(tokens[:, 0])
-    rows = x[tokens.clamp(min=0).T.long(), :, paths]  # [s, k, b, ...]
-    real = (tokens >= 0).T.reshape(tokens.shape[1], len(tokens), *[1] * (x.dim() - 2))
-    return torch.where(real, rows, 0.0).transpose(1, 2)  # a product would let NaN pass
+        return x.movedim(2, 0)
+    rows = x.flatten(1, 2).index_select(1, _rows(tokens.clamp(min=0), x.shape[2], x.shape[1]))
+    rows = rows.unflatten(1, (tokens.shape[1], len(tokens))).transpose(0, 1)
+    if not _may_miss(tokens):
+        return rows
+    real = (tokens >= 0).T.reshape(tokens.shape[1], 1, len(tokens), *[1] * (x.dim() - 3))
+    return torch.where(real, rows, 0.0)  # a product would let NaN pass
 
 
 def put(y: Tensor, tokens: Tensor | None, out_tokens: int) -> Tensor:
     """The inverse of `take`: [s, b, k, ...] added into [b, k, out_tokens, ...]."""
     if tokens is None:
         return y.movedim(0, 2)
-    # A last, dropped row receives the pads.
-    out = y.new_zeros(out_tokens + 1, len(tokens), *y.shape[1:2], *y.shape[3:])
-    paths = torch.arange(len(tokens), device=y.device).expand(tokens.shape[1], -1)
-    rows = torch.where(tokens < 0, out_tokens, tokens).T.long()
-    return out.index_put((rows, paths), y.transpose(1, 2), accumulate=True)[:-1].permute(2, 1, 0, *range(3, y.dim()))
+    # One more row of each path receives what has no token.
+    rows = _rows(torch.where(tokens < 0, out_tokens, tokens), out_tokens + 1, len(tokens))
+    out = y.new_zeros(y.shape[1], len(tokens) * (out_tokens + 1), *y.shape[3:])
+    y = y.transpose(0, 1).flatten(1, 2)
+    if y.device.type == "cpu":
+        out = out.index_add(1, rows, y)
+    else:  # index_add has no fixed order of sums on a GPU
+        out = out.transpose(0, 1).index_put((rows,), y.transpose(0, 1), accumulate=True).transpose(0, 1)
+    return out.unflatten(1, (len(tokens), out_tokens + 1))[:, :, :-1]
 
 
 class Sequences(NamedTuple):

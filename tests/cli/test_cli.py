@@ -150,7 +150,7 @@ def test_list_json(prints):
     assert entries["vim_tiny_patch16_224"] == {
         "name": "vim_tiny_patch16_224",
         "params": 7148008,
-        "gflops": None,
+        "gflops": 1.819,
         "top1": 76.1,
         "license": "Apache-2.0",
         "weights": True,

@@ -32,10 +32,9 @@ struct Geometry {
   const ScanArgs& s;
   Slice slice;
   int states;
-  int64_t block_count;  // of the whole group
 
-  Geometry(const ScanArgs& s, const Slice& slice, int64_t block_count)
-      : s(s), slice(slice), states(padded_states(s.d_state)), block_count(block_count) {}
+  Geometry(const ScanArgs& s, const Slice& slice)
+      : s(s), slice(slice), states(padded_states(s.d_state)) {}
 
   int64_t channel(int64_t block) const { return slice.group * s.group_channels + (slice.first + block) * kLanes; }
   int lanes(int64_t block) const {
@@ -219,8 +218,8 @@ void finish(const Geometry& g, int64_t path, const Tensor& plane, int64_t plane_
   }
 }
 
-void forward_slice(const ScanArgs& s, const Slice& slice, int64_t block_count) {
-  const Geometry g(s, slice, block_count);
+void forward_slice(const ScanArgs& s, const Slice& slice) {
+  const Geometry g(s, slice);
   const int64_t tiles = (s.steps + s.tile - 1) / s.tile;
   static thread_local Scratch parameter_memory, row_memory, state_memory, plane_memory;
   vec* parameters = parameter_memory.vectors(g.parameter_vectors());
@@ -347,9 +346,9 @@ void adjoint_states(const vec* A2, const float* B, const float* C, int stride, c
   for (int n = 0; n < S; n++) adjoint[n] = g[n], dA[n] = slope[n];
 }
 
-void backward_slice(const ScanGradArgs& q, const Slice& slice, int64_t block_count) {
+void backward_slice(const ScanGradArgs& q, const Slice& slice) {
   const ScanArgs& s = q.scan;
-  const Geometry g(s, slice, block_count);
+  const Geometry g(s, slice);
   const int states = g.states;
   const int64_t tiles = (s.steps + s.tile - 1) / s.tile, rank = s.dt_rank, channels = s.groups * s.group_channels;
   static thread_local Scratch parameter_memory, row_memory, carry_memory, tile_memory, sum_memory;
@@ -462,12 +461,12 @@ void backward_slice(const ScanGradArgs& q, const Slice& slice, int64_t block_cou
 
 void scan_forward(const ScanArgs& s) {
   const Partition partition(s.batch, s.groups, s.group_channels);
-  parallel(partition.items(), [&](int64_t item) { forward_slice(s, partition.slice(item), partition.blocks); });
+  parallel(partition.items(), [&](int64_t item) { forward_slice(s, partition.slice(item)); });
 }
 
 void scan_backward(const ScanGradArgs& q) {
   const Partition partition(q.scan.batch, q.scan.groups, q.scan.group_channels);
-  parallel(partition.items(), [&](int64_t item) { backward_slice(q, partition.slice(item), partition.blocks); });
+  parallel(partition.items(), [&](int64_t item) { backward_slice(q, partition.slice(item)); });
 }
 
 int64_t scan_parts(int64_t batch, int64_t groups, int64_t group_channels) {

@@ -10,7 +10,6 @@ import timm
 import torch
 import torch.nn as nn
 
-from ..models import SequenceBackbone
 from .timing import interleaved
 
 __all__ = ["PAIRS", "run_memory", "run_pairs", "run_scaling"]
@@ -27,11 +26,8 @@ SIDES = (224, 384, 512, 768, 1024)
 
 
 def _create(name: str, side: int) -> nn.Module:
-    module = timm.models.model_entrypoint(name).__module__
-    fixed = name.startswith(("deit", "swin")) or ("vision_ssm" in module and "vmamba" not in name)
-    model = timm.create_model(name, **(dict(img_size=side) if fixed and side != 224 else {}))
-    assert not isinstance(model, SequenceBackbone) or model.img_size == (side, side)
-    return model.eval()
+    fixed = timm.models.get_pretrained_cfg_value(name, "fixed_input_size")
+    return timm.create_model(name, **(dict(img_size=side) if fixed else {})).eval()
 
 
 def _forward(model: nn.Module, batch: int, side: int):

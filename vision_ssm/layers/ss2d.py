@@ -160,7 +160,7 @@ class CascadeSS2D(SS2D):
         y = scan_tokens(
             u,
             p[..., :R],
-            -torch.exp(ssm.A_log[own].to(torch.promote_types(ssm.A_log.dtype, torch.float32))),
+            ssm.A()[own],
             p[..., R : R + N].unsqueeze(3),
             p[..., R + N :].unsqueeze(3),
             ssm.D[own],

@@ -65,6 +65,10 @@ class SelectiveSSM(nn.Module):
         self.A_log.copy_(steps.log().expand_as(self.A_log))
         nn.init.ones_(self.D)
 
+    def A(self) -> torch.Tensor:
+        """The state matrix, (paths, channels, d_state), negative, in float32 at least."""
+        return -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
+
     def forward(
         self,
         u: torch.Tensor,
@@ -86,7 +90,7 @@ class SelectiveSSM(nn.Module):
         return scan_tokens(
             u,
             dt,
-            -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))),
+            self.A(),
             B.unsqueeze(3),
             C.unsqueeze(3),
             self.D.expand(K, -1),

@@ -302,13 +302,6 @@ class SequenceBackbone(Backbone):
             return None
         return rotary_tables(x.shape[2], (height, width), self.grid_size, device=x.device)
 
-    def _step(
-        self, block: nn.Module, hidden: torch.Tensor, residual: Optional[torch.Tensor], height: int, width: int
-    ) -> Tuple[torch.Tensor, torch.Tensor]:
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint(block, hidden, residual, height, width)
-        return block(hidden, residual, height, width)
-
     def forward_intermediates(
         self,
         x: torch.Tensor,
@@ -332,11 +325,10 @@ class SequenceBackbone(Backbone):
             blocks = self.blocks[: last + 1]
         for i, block in enumerate(blocks):
             hidden, residual = self._turn(hidden, residual, rotary)
-            hidden, residual = (
-                block(hidden, residual, height, width)
-                if torch.jit.is_scripting()
-                else self._step(block, hidden, residual, height, width)
-            )
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                hidden, residual = checkpoint(block, hidden, residual, height, width)
+            else:
+                hidden, residual = block(hidden, residual, height, width)
             if i in take:
                 tap = residual + hidden
                 tap, prefix = self._split(self.norm(tap) if norm else tap, height * width)

@@ -23,7 +23,7 @@ ONLY_IN = {
     "mmseg": (),
     "mmdet": (),
     "monai": (),
-    "triton": (),
+    "triton": ("ops",),
 }
 # A checkpoint that fits nothing asks the registry for the model that it is for.
 UPWARD = {("checkpoints", "models")}

@@ -5,27 +5,31 @@
 | `reference` | the recurrence, one step after another                      | any device, any float    |
 | `chunked`   | plain PyTorch, vectorised over chunks of the sequence       | any device, any float    |
 | `cpu`       | compiled kernels: multi-threaded, vectorised, float32 state | CPU, up to 32-bit floats |
+| `triton`    | fused kernels, compiled when first used, float32 state      | NVIDIA GPUs, likewise    |
 
-Left alone, CPU tensors take `cpu` where it was built, and everything else takes `chunked`. `VISION_SSM_BACKEND` or
-`use_backend` choose otherwise.
+Left alone, CPU tensors take `cpu` where it was built, CUDA tensors take `triton` where Triton is installed, and
+everything else takes `chunked`. `VISION_SSM_BACKEND` or `use_backend` choose otherwise.
 """
 
 import contextlib
+import functools
 import os
 import warnings
 from collections.abc import Iterator
 
 import torch
 
-from . import cpu
+from . import cpu, gpu
 
 __all__ = ["BACKENDS", "available_backends", "current_backend", "use_backend"]
 
-BACKENDS = ("reference", "chunked", "cpu")
+BACKENDS = ("reference", "chunked", "cpu", "triton")
 
 _HOW_TO_GET = {
     "cpu": "it is compiled by `pip install .` where a C++ compiler (GCC or Clang) is found, "
     "or in a source tree by `python tools/build_kernels.py`",
+    "triton": "it needs an NVIDIA GPU and Triton, which PyTorch's CUDA builds bring along; "
+    "TRITON_INTERPRET=1, set before the first use, interprets its kernels on the CPU",
 }
 
 _forced: str | None = None
@@ -34,7 +38,8 @@ _decompose = False
 
 def available_backends() -> list[str]:
     """Names of the backends that this installation can run."""
-    return [name for name in BACKENDS if name != "cpu" or cpu.available()]
+    found = {"cpu": cpu.available, "triton": gpu.available}
+    return [name for name in BACKENDS if name not in found or found[name]()]
 
 
 def _check(name: str) -> str:
@@ -75,25 +80,33 @@ def decomposing() -> bool:
     return _decompose or torch.onnx.is_in_onnx_export()
 
 
-_warned = False
+@functools.cache
+def _warn(name: str) -> None:
+    warnings.warn(
+        f"vision_ssm runs on the slower chunked backend: backend {name!r} is missing; {_HOW_TO_GET[name]}",
+        stacklevel=3,
+    )
+
+
+def _takes(name: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a backend takes tensors of this device and dtype."""
+    if name == "cpu":
+        return device.type == "cpu" and dtype != torch.float64 and cpu.available()
+    if name == "triton":
+        return dtype != torch.float64 and gpu.runs_on(device)
+    return True
 
 
 def current_backend(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> str:
     """The backend that tensors of this device and dtype use now."""
-    global _warned
     device = torch.device(device)
     forced = _forced or os.environ.get("VISION_SSM_BACKEND")
-    compiled = device.type == "cpu" and dtype != torch.float64
-    if forced:
-        _check(forced)
-        if forced != "cpu" or compiled:
-            return forced
-    if compiled and cpu.available():
-        return "cpu"
-    if compiled and not _warned:
-        _warned = True
-        warnings.warn(
-            f"vision_ssm runs on the slower chunked backend: backend 'cpu' is missing; {_HOW_TO_GET['cpu']}",
-            stacklevel=2,
-        )
+    if forced and _takes(_check(forced), device, dtype):
+        return forced
+    best = {"cpu": "cpu", "cuda": "triton"}.get(device.type)
+    if best is None or dtype == torch.float64:
+        return "chunked"
+    if _takes(best, device, dtype):
+        return best
+    _warn(best)
     return "chunked"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .checks import OUT_OF_RANGE
+from .visits import visits
 
 __all__ = ["available", "library"]
 
@@ -127,18 +128,8 @@ def storable(x: Tensor | None) -> Tensor | None:
 
 
 def exact(tables: Tensor | None, tokens: int, row: int) -> bool:
-    """Whether each path of `tables[row]` visits all tokens exactly once. The answer is kept on the tensor."""
-    if tables is None:
-        return True
-    # Changes of an inference tensor leave no trace, so what is known of it is not kept.
-    known = {} if tables.is_inference() else tables.__dict__.setdefault("_vision_ssm_exact", {})
-    key = (row, tokens, 0 if tables.is_inference() else tables._version)
-    if key not in known:
-        order = tables[row]
-        known[key] = order.shape[1] == tokens and bool(
-            (order.sort(dim=1).values == torch.arange(tokens, dtype=order.dtype)).all()
-        )
-    return known[key]
+    """Whether each path of `tables[row]` visits all tokens exactly once."""
+    return visits(tables, row, tokens).exactly(tokens)
 
 
 def tile_length(d_state: int) -> int:

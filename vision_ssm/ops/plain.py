@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["backward", "forward_chunked", "forward_sequential"]
+__all__ = ["backward", "forward_chunked", "forward_sequential", "gate"]
 
 # (decay, inputs), both [s, ...], to the states of h[t] = decay[t] * h[t - 1] + inputs[t]
 Recurrence = Callable[[Tensor, Tensor], Tensor]
@@ -153,6 +153,15 @@ def output(y: Tensor, u: Tensor, D, z, tables, out_tokens: int, merge: bool, dty
     ungated = y.sum(1, keepdim=True) if merge else y
     y = ungated if z is None else ungated * F.silu(accumulation(z))
     return y.to(dtype).contiguous(), ungated.contiguous()
+
+
+def gate(dy: Tensor, z: Tensor, ungated: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Gradients of `ungated`, and of `z` from that of ungated * silu(z); in accumulation precision."""
+    z, dy = accumulation(z), accumulation(dy)
+    sigmoid = torch.sigmoid(z)
+    silu = z * sigmoid
+    dz = dy * ungated * (sigmoid + silu * (1 - sigmoid))
+    return dy * silu, dz.sum(1, keepdim=True) if z.shape[1] < dz.shape[1] else dz
 
 
 def forward_sequential(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens, softplus, merge):

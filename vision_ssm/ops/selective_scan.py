@@ -15,15 +15,32 @@ A path is a pair of rows in an int32 table: the token read at each step and the 
 parameters of all paths are computed once in grid order; the paths are index arithmetic inside the kernels.
 """
 
+import functools
+import logging
 from typing import List, Optional, Tuple  # noqa: UP035 - TorchScript needs the typing forms
 
 import torch
 from torch import Tensor
 
-from . import backends, cpu, plain
+from . import backends, cpu, gpu, plain
 from .checks import check, check_entries, named
 
 __all__ = ["scan_tokens", "selective_scan", "selective_scan_nd"]
+
+_log = logging.getLogger("vision_ssm")
+
+
+@functools.cache
+def _log_fallback(d_state: int) -> None:
+    _log.warning("d_state %d is beyond the triton backend's %d: the chunked backend runs", d_state, gpu.MOST_STATES)
+
+
+def _backend(u: Tensor, A: Tensor) -> str:
+    backend = backends.current_backend(u.device, u.dtype)
+    if backend == "triton" and A.shape[2] > gpu.MOST_STATES:
+        _log_fallback(A.shape[2])
+        return "chunked"
+    return backend
 
 
 @torch.library.custom_op("vision_ssm::selective_scan", mutates_args=())
@@ -44,9 +61,11 @@ def _forward(
     save: bool,
 ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     args = u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens, softplus, merge
-    backend = backends.current_backend(u.device, u.dtype)
+    backend = _backend(u, A)
     if backend == "cpu":
         return cpu.scan_forward(*args, save)
+    if backend == "triton":
+        return gpu.kernels().forward(*args, save)
     forward = plain.forward_sequential if backend == "reference" else plain.forward_chunked
     check_entries(tables, u.shape[2], out_tokens)
     with torch.autocast(u.device.type, enabled=False):
@@ -64,16 +83,18 @@ def _(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens, softplus, me
     shape = batch, 1 if merge else paths, out_tokens, channels
     state_dtype = torch.promote_types(u.dtype, torch.float32)
     new = lambda *size: u.new_empty(size, dtype=state_dtype)  # noqa: E731
-    states = new(0)
-    if save and backends.current_backend(u.device, u.dtype) == "cpu":
-        steps = tokens if tables is None else tables.shape[2]
+    steps = tokens if tables is None else tables.shape[2]
+    states, last_state, ungated = new(0), new(batch, paths, channels, d_state), new(0)
+    if save and z is not None:
+        ungated = new(*shape)
+    backend = _backend(u, A)
+    if backend == "cpu" and save:
         states = new(*cpu.states_shape(batch, paths, steps, B.shape[3], channels, d_state))
-    return (
-        u.new_empty(shape),
-        new(batch, paths, channels, d_state),
-        states,
-        new(*shape) if save and z is not None else new(0),
-    )
+    if backend == "triton":
+        last_state, ungated = new(batch, paths, d_state, channels).transpose(2, 3), ungated.to(u.dtype)
+        if save:
+            states = new(*gpu.states_shape(batch, paths, steps, channels, d_state))
+    return u.new_empty(shape), last_state, states, ungated
 
 
 @torch.library.custom_op("vision_ssm::selective_scan_backward", mutates_args=())
@@ -95,27 +116,20 @@ def _backward(
     softplus: bool,
     merge: bool,
 ) -> List[Tensor]:
-    backend = backends.current_backend(u.device, u.dtype)
-    dz = None
+    backend, dz = _backend(u, A), None
     if z is not None:
-        gate = torch.sigmoid(plain.accumulation(z))
-        gated = plain.accumulation(z) * gate
-        dy = plain.accumulation(dy)
-        dz = dy * ungated * (gate + gated * (1 - gate))
-        dz = dz.sum(1, keepdim=True) if z.shape[1] < dz.shape[1] else dz
-        dy = dy * gated
+        dy, dz = (gpu.kernels().gate if backend == "triton" else plain.gate)(dy, z, ungated, u.dtype)
+    args = u, dt, A, B, C, D, dt_bias, dt_weight, tables
     if backend == "cpu":
         if states.numel() == 0:  # saved by another backend, or not at all
-            _, _, states, _ = cpu.scan_forward(
-                u, dt, A, B, C, D, None, dt_bias, dt_weight, tables, dy.shape[2], softplus, merge, True
-            )
-        args = dy, d_last_state, u, dt, A, B, C, D, dt_bias, dt_weight, tables, states, softplus, merge
-        gradients = cpu.scan_backward(*args)
+            _, _, states, _ = cpu.scan_forward(*args[:6], None, *args[6:], dy.shape[2], softplus, merge, True)
+        gradients = cpu.scan_backward(dy, d_last_state, *args, states, softplus, merge)
+    elif backend == "triton":
+        gradients = gpu.kernels().backward(dy, d_last_state, *args, states, softplus, merge)
     else:
         recurrence = plain.sequential if backend == "reference" else plain.chunked
-        wide = plain.widened(u, dt, A, B, C, D, dt_bias, dt_weight)
         with torch.autocast(u.device.type, enabled=False):
-            gradients = plain.backward(recurrence, dy, d_last_state, *wide, tables, softplus)
+            gradients = plain.backward(recurrence, dy, d_last_state, *plain.widened(*args[:8]), tables, softplus)
     du, d_dt, dA, dB, dC, dD, d_bias, d_weight = gradients
     pairs = zip(
         (du, d_dt, dA, dB, dC, dD, dz, d_bias, d_weight), (u, dt, A, B, C, D, z, dt_bias, dt_weight), strict=True

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from ..ops.visits import remember
 from .path import ScanPath, parse
 
 __all__ = ["path_text", "scan_tables"]
@@ -41,12 +42,15 @@ def _cached(paths: str, grid: tuple[int, ...], in_order: bool, device: torch.dev
     if in_order:
         tables[0] = np.arange(tables.shape[2])
     with torch.inference_mode(False):  # the cache outlives a surrounding inference mode
-        return torch.from_numpy(tables).to(device)
+        tables = torch.from_numpy(tables)
+        return remember(tables.to(device, copy=True), tables)
 
 
 @torch.library.custom_op("vision_ssm::scan_tables", mutates_args=())
 def _tables_op(paths: str, grid: Sequence[int], in_order: bool, device: torch.device) -> Tensor:
-    return _cached(paths, tuple(grid), in_order, device).clone()
+    tables = _cached(paths, tuple(grid), in_order, device)
+    with torch.inference_mode(False):  # nothing is remembered of inference tensors
+        return remember(tables.clone(), tables)
 
 
 @_tables_op.register_fake

@@ -1,0 +1,56 @@
+"""The `triton` backend: kernels for NVIDIA GPUs, compiled when first used. Importing this loads no Triton.
+
+`TRITON_INTERPRET=1` runs the same kernels on the CPU, slowly, for tests.
+"""
+
+import functools
+import importlib.util
+import os
+from types import ModuleType
+
+import torch
+
+from .plan import states_shape
+
+__all__ = ["MOST_STATES", "available", "interpreting", "kernels", "runs_on", "states_shape"]
+
+MOST_STATES = 64
+_OLDEST = (7, 5)  # compute capability that Triton compiles for
+
+
+def interpreting() -> bool:
+    """Whether Triton interprets kernels, which then take CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@functools.cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _capable(index: int) -> bool:
+    return torch.version.cuda is not None and torch.cuda.get_device_capability(index) >= _OLDEST
+
+
+def available() -> bool:
+    """Whether the kernels can run on this machine."""
+    if not _installed():
+        return False
+    return interpreting() or (torch.cuda.is_available() and any(map(_capable, range(torch.cuda.device_count()))))
+
+
+def runs_on(device: torch.device) -> bool:
+    """Whether the kernels take tensors of this device."""
+    if device.type == "cpu":
+        return _installed() and interpreting()
+    if device.type != "cuda" or not _installed():
+        return False
+    return _capable(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def kernels() -> ModuleType:
+    """The host side of the scan kernels; loads Triton."""
+    from . import scan
+
+    return scan

@@ -1,0 +1,209 @@
+"""The adjoint scan g[t] = C[t] dy[t] + decay[t + 1] g[t + 1]: gradients, and what crosses the ends of segments."""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from .lanes import LANES, pair, places, push
+from .tiles import (
+    along,
+    at,
+    by_channel,
+    entries,
+    load,
+    locate,
+    pass_through,
+    pick,
+    put,
+    start,
+    state_inputs,
+    states,
+    store,
+    tile,
+    write_entries,
+    written,
+    zeros,
+)
+
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+class Gradients(NamedTuple):
+    """What `scan_backward` writes, one part a program where programs share a sum; `scan.py` adds the parts up."""
+
+    u: object  # [b, k, t, d]
+    dt: object  # [b, k, t, d], of dt at full width
+    x: object  # [b k, blocks, g, t, n + n]: of B and C, one part a block of channels
+    A: object  # [b k, segments, n, d]
+    D: object  # [b k, segments, d]
+    bias: object  # [b k, segments, d]
+
+
+class GradientStrides(NamedTuple):
+    """Of the gradients of u, dt and x, as in `Strides`; those of x by batch and path, by block and group, by token."""
+
+    u: tuple
+    dt: tuple
+    x: tuple
+
+
+class TileGradients(NamedTuple):
+    """Gradients at the steps of a tile, [TILE, BLOCK], and what the tile passes on."""
+
+    input: object  # of delta u, summed over the states
+    decay: object  # of the exponents delta A, times A, summed over the states
+    q: object  # for the tile before, d_state rows [BLOCK]
+    A: object  # d_state rows [BLOCK]
+
+
+@triton.jit
+def adjoint(decay, into, q, TILE: tl.constexpr):
+    """The adjoints of a tile from what its steps receive and from `q`, decay times adjoint of the step after; and q for
+    the tile before."""
+    for i in tl.static_range(TILE - 1, -1, -1):
+        g = pick(into, i, TILE) + q
+        q = pick(decay, i, TILE) * g
+        into = put(into, i, g, TILE)
+    return into, q
+
+
+@triton.jit
+def output_gradient(t, dy, scan, here):
+    """dy [TILE, BLOCK] at the steps of a tile, from the program's row of it; zero where a step wrote nothing."""
+    token, kept = written(t, scan, here)
+    if scan.c.PADS:
+        kept = kept & t.real
+    value = load(dy[None, :] + at(token, scan.strides.y, scan.c.PACK)[:, None], here.valid[None, :], scan.c.MASKED)
+    return tl.where(kept[:, None], value, 0.0)
+
+
+@triton.jit
+def scan_adjoint_ends(scan, dy, ends):
+    """What each segment passes to the one before it when nothing enters from the right: `ends` [b k, segments, n, d]"""
+    sizes = scan.sizes
+    here = locate(scan)
+    rows = start(scan, here)
+    A = entries(scan.inputs.A, here.path, scan, here)
+    dy += along(here.batch, here.path, scan.strides.y, scan.c.PACK) + here.d
+    q = zeros(scan)
+    begin = here.segment * sizes.length
+    tiles = tl.cdiv(tl.minimum(sizes.length, sizes.steps - begin), scan.c.TILE)
+    for i in range(0, tiles):
+        t = tile(begin + (tiles - 1 - i) * scan.c.TILE, scan, here, rows)
+        d = output_gradient(t, dy, scan, here)
+        _, C = state_inputs(t.x, scan.c)
+        before = ()
+        for n in tl.static_range(scan.c.STATES):
+            _, passed = adjoint(tl.math.exp2(t.delta * A[n][None, :]), d * C[n][:, None], q[n], scan.c.TILE)
+            before = before + (passed,)
+        q = before
+    write_entries(ends, here.row * sizes.segments + here.segment, q, scan, here)
+
+
+@triton.jit
+def tile_gradients(t, d, A, q, states_before, dx, dx_kept, c, LEVELS: tl.constexpr):
+    """Back through a tile from d [TILE, BLOCK], the gradient of its output.
+
+    states_before: address of the states before the tile, [n, BLOCK].
+    dx: addresses [TILE, LANES] of the gradients of B and C, where `dx_kept`; 2^LEVELS states are summed over the
+        channels at a time.
+    """
+    B, C = state_inputs(t.x, c)
+    entering = t.delta * t.u
+    of_input = tl.zeros([c.TILE, c.BLOCK], tl.float32)
+    of_decay = tl.zeros([c.TILE, c.BLOCK], tl.float32)
+    of_A = ()
+    before = ()
+    pending = (tl.zeros([c.TILE, LANES], tl.float32),) * 4
+    size: tl.constexpr = 1 << LEVELS
+    rounds: tl.constexpr = (c.STATES + size - 1) // size
+    for n in tl.static_range(rounds * size):
+        total = tl.zeros([c.TILE, LANES], tl.float32)
+        if n < c.STATES:
+            decay = tl.math.exp2(t.delta * A[n][None, :])
+            added = entering * B[n][:, None]
+            h, _ = states(decay, added, tl.load(states_before + n * c.BLOCK), c.TILE)
+            g, passed = adjoint(decay, d * C[n][:, None], q[n], c.TILE)
+            before = before + (passed,)
+            kept = g * (h - added)  # g times decay times the state before
+            of_input += g * B[n][:, None]
+            of_decay += kept * A[n][None, :]
+            of_A = of_A + (tl.sum(kept * t.delta, 0),)
+            total = pair(g * entering, d * h, c.TILE, c.PACK)
+        pending, total = push(pending, total, n % size, LEVELS)
+        if n % size == size - 1:
+            first = n + 1 - size
+            state, _, _ = places(LEVELS)
+            tl.store(dx + first, total, mask=dx_kept & (state + first < c.STATES)[None, :])
+    return TileGradients(of_input, of_decay * LN2, before, of_A)  # A was given times log2(e)
+
+
+@triton.jit
+def scan_backward(scan, gradients, strides, dy, checkpoints, carries, scratch, LEVELS: tl.constexpr,
+                  BY_STEP: tl.constexpr):  # fmt: skip
+    """Gradients from dy [b, k, t, d] of the ungated output.
+
+    Each chunk is scanned forward again from its checkpoint, keeping the state before every tile, and then backward.
+
+    checkpoints: [b k, chunks, n, d], the states before every CHUNK steps.
+    carries: [b k, segments, n, d], the adjoint that enters each segment from the right; None: zero.
+    scratch: [programs, CHUNK / TILE, n, BLOCK].
+    BY_STEP: the gradients of u, dt and x are in the order of the steps, not of the tokens.
+    """
+    sizes = scan.sizes
+    here = locate(scan)
+    rows = start(scan, here)
+    A = entries(scan.inputs.A, here.path, scan, here)
+    D = by_channel(scan.inputs.D, scan.strides.D, here, scan.c.MASKED)
+    dy += along(here.batch, here.path, scan.strides.y, scan.c.PACK) + here.d
+    du_row = gradients.u + along(here.batch, here.path, strides.u, scan.c.PACK) + here.d
+    dt_row = gradients.dt + along(here.batch, here.path, strides.dt, scan.c.PACK) + here.d
+    state, second, holds = places(LEVELS)
+    dx_row = gradients.x + along(here.row, here.block * sizes.groups + here.group, strides.x, 1)
+    dx_row = dx_row + state + second * scan.c.STATES
+    local = (
+        scratch
+        + tl.program_id(0).to(tl.int64) * (scan.c.CHUNK // scan.c.TILE * scan.c.STATES * scan.c.BLOCK)
+        + tl.arange(0, scan.c.BLOCK)
+    )
+    q = zeros(scan)
+    if carries is not None:
+        q = entries(carries, here.row * sizes.segments + here.segment, scan, here)
+    dA = zeros(scan)
+    dD = tl.zeros([scan.c.BLOCK], tl.float32)
+    d_bias = tl.zeros([scan.c.BLOCK], tl.float32)
+    begin = here.segment * sizes.length
+    chunks = tl.cdiv(tl.minimum(sizes.length, sizes.steps - begin), scan.c.CHUNK)
+    for i in range(0, chunks):
+        chunk = begin + (chunks - 1 - i) * scan.c.CHUNK
+        tiles = tl.cdiv(tl.minimum(scan.c.CHUNK, sizes.steps - chunk), scan.c.TILE)
+        h = entries(checkpoints, here.row * tl.cdiv(sizes.steps, scan.c.CHUNK) + chunk // scan.c.CHUNK, scan, here)
+        for j in range(0, tiles):
+            for n in tl.static_range(scan.c.STATES):
+                tl.store(local + (j * scan.c.STATES + n) * scan.c.BLOCK, h[n])
+            h = pass_through(tile(chunk + j * scan.c.TILE, scan, here, rows), A, h, scan.c)
+        for j in range(0, tiles):
+            last = tiles - 1 - j
+            t = tile(chunk + last * scan.c.TILE, scan, here, rows)
+            d = output_gradient(t, dy, scan, here)
+            kept = t.exists & t.real if scan.c.PADS else t.exists
+            place = t.step if BY_STEP else t.token
+            dx = dx_row[None, :] + at(place, strides.x, 1)[:, None]
+            before = local + last * (scan.c.STATES * scan.c.BLOCK)
+            back = tile_gradients(t, d, A, q, before, dx, kept[:, None] & holds[None, :], scan.c, LEVELS)
+            q = back.q
+            sums = ()
+            for n in tl.static_range(scan.c.STATES):
+                sums = sums + (dA[n] + back.A[n],)
+            dA = sums
+            d_dt = (back.input * t.u + back.decay) * t.slope
+            dD += tl.sum(d * t.u, 0)
+            d_bias += tl.sum(tl.where(t.exists[:, None], d_dt, 0.0), 0)
+            du = back.input * t.delta + D[None, :] * d
+            store(du_row[None, :] + at(place, strides.u, scan.c.PACK)[:, None], du, kept, here, scan.c.MASKED)
+            store(dt_row[None, :] + at(place, strides.dt, scan.c.PACK)[:, None], d_dt, kept, here, scan.c.MASKED)
+    index = here.row * sizes.segments + here.segment
+    write_entries(gradients.A, index, dA, scan, here)
+    write_entries(gradients.D, index, (dD,), scan, here)
+    write_entries(gradients.bias, index, (d_bias,), scan, here)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import backends, cpu, plain
+from . import backends, cpu, gpu, plain
 from .checks import check_entries
 
 __all__ = ["causal_conv1d"]
@@ -34,13 +34,24 @@ def _plain(x, weight, bias, tables, mirrored, silu):
     return F.silu(y) if silu else y
 
 
+def _backend(x: Tensor, weight: Tensor) -> str:
+    backend = backends.current_backend(x.device, x.dtype)
+    beyond = weight.shape[0] > gpu.MOST_PATHS or weight.shape[2] > gpu.MOST_TAPS
+    return "chunked" if backend == "triton" and beyond else backend
+
+
 @torch.library.custom_op("vision_ssm::causal_conv1d", mutates_args=())
 def _forward(
     x: Tensor, weight: Tensor, bias: Optional[Tensor], tables: Optional[Tensor], mirrored: List[int], silu: bool
 ) -> Tensor:
-    if backends.current_backend(x.device, x.dtype) == "cpu":
+    backend = _backend(x, weight)
+    if backend == "cpu":
         return cpu.conv_forward(x, weight, bias, tables, mirrored, silu)
     check_entries(None if tables is None else tables[None], x.shape[2])
+    if backend == "triton":
+        steps = x.shape[2] if tables is None else tables.shape[1]
+        y = cpu.path_major(x, x.shape[0], weight.shape[0], steps, weight.shape[1])
+        return gpu.load("conv").forward(x, weight, bias, tables, mirrored, silu, y)
     y = _plain(x, weight, bias, tables, mirrored, silu)
     return cpu.path_major(x, *y.shape).copy_(y)
 
@@ -61,8 +72,11 @@ def _backward(
     mirrored: List[int],
     silu: bool,
 ) -> List[Tensor]:
-    if backends.current_backend(x.device, x.dtype) == "cpu":
+    backend = _backend(x, weight)
+    if backend == "cpu":
         dx, d_weight, d_bias = cpu.conv_backward(dy, x, weight, bias, tables, mirrored, silu)
+    elif backend == "triton":
+        dx, d_weight, d_bias = gpu.load("conv").backward(dy, x, weight, bias, tables, mirrored, silu)
     else:
         dx, d_weight, d_bias = _plain_backward(dy, x, weight, bias, tables, mirrored, silu)
     pairs = ((dx, x), (d_weight, weight), (d_bias, bias))

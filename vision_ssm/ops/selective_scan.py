@@ -65,7 +65,7 @@ def _forward(
     if backend == "cpu":
         return cpu.scan_forward(*args, save)
     if backend == "triton":
-        return gpu.kernels().forward(*args, save)
+        return gpu.load("scan").forward(*args, save)
     forward = plain.forward_sequential if backend == "reference" else plain.forward_chunked
     check_entries(tables, u.shape[2], out_tokens)
     with torch.autocast(u.device.type, enabled=False):
@@ -118,14 +118,14 @@ def _backward(
 ) -> List[Tensor]:
     backend, dz = _backend(u, A), None
     if z is not None:
-        dy, dz = (gpu.kernels().gate if backend == "triton" else plain.gate)(dy, z, ungated, u.dtype)
+        dy, dz = (gpu.load("scan").gate if backend == "triton" else plain.gate)(dy, z, ungated, u.dtype)
     args = u, dt, A, B, C, D, dt_bias, dt_weight, tables
     if backend == "cpu":
         if states.numel() == 0:  # saved by another backend, or not at all
             _, _, states, _ = cpu.scan_forward(*args[:6], None, *args[6:], dy.shape[2], softplus, merge, True)
         gradients = cpu.scan_backward(dy, d_last_state, *args, states, softplus, merge)
     elif backend == "triton":
-        gradients = gpu.kernels().backward(dy, d_last_state, *args, states, softplus, merge)
+        gradients = gpu.load("scan").backward(dy, d_last_state, *args, states, softplus, merge)
     else:
         recurrence = plain.sequential if backend == "reference" else plain.chunked
         with torch.autocast(u.device.type, enabled=False):

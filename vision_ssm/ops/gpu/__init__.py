@@ -4,6 +4,7 @@
 """
 
 import functools
+import importlib
 import importlib.util
 import os
 from types import ModuleType
@@ -12,9 +13,20 @@ import torch
 
 from .plan import states_shape
 
-__all__ = ["MOST_STATES", "available", "interpreting", "kernels", "runs_on", "states_shape"]
+__all__ = [
+    "MOST_PATHS",
+    "MOST_STATES",
+    "MOST_TAPS",
+    "available",
+    "interpreting",
+    "load",
+    "runs_on",
+    "states_shape",
+]
 
-MOST_STATES = 64
+# What the kernels are written for; the chunked backend takes the rest.
+MOST_STATES = 64  # of the scan
+MOST_PATHS, MOST_TAPS = 62, 16  # of the convolution
 _OLDEST = (7, 5)  # compute capability that Triton compiles for
 
 
@@ -49,8 +61,6 @@ def runs_on(device: torch.device) -> bool:
     return _capable(torch.cuda.current_device() if device.index is None else device.index)
 
 
-def kernels() -> ModuleType:
-    """The host side of the scan kernels; loads Triton."""
-    from . import scan
-
-    return scan
+def load(name: str) -> ModuleType:
+    """The host side of the kernels, "scan" or "conv"; loads Triton."""
+    return importlib.import_module(f".{name}", __name__)

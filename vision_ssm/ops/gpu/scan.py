@@ -279,13 +279,12 @@ def backward(dy, d_last_state, u, dt, A, B, C, D, dt_bias, dt_weight, tables, ch
         Gradients(du, d_dt, dx, dA, dD, d_bias), GradientStrides(*packed, _odd(*_strides(dx))),
         dy, checkpoints, carries, scratch, LEVELS=min(4, (d_state - 1).bit_length()), BY_STEP=by_step,
     )  # fmt: skip
-    dx = dx.unflatten(1, (sizes.blocks, groups)).sum(1)  # [b k, g, t, n + n]
-    dx = dx.transpose(1, 2).unflatten(0, (batch, paths))
+    dx = dx.unflatten(1, (sizes.blocks, groups))
+    dB, dC = (part.sum(1).transpose(1, 2).unflatten(0, (batch, paths)) for part in dx.split(d_state, dim=-1))
     if by_step:
-        du, d_dt, dx = (plain.put(g.movedim(2, 0), tables[0], tokens) for g in (du, d_dt, dx))
+        du, d_dt, dB, dC = (plain.put(g.movedim(2, 0), tables[0], tokens) for g in (du, d_dt, dB, dC))
     if inputs < paths:
         du, _ = _finish(du.contiguous(), None, u.dtype, True, False)
-    dB, dC = dx.split(d_state, dim=-1)
     per_path = lambda g: g.view(batch, paths, sizes.segments, *g.shape[2:]).sum((0, 2))  # noqa: E731
     d_weight = None
     if dt_weight is not None:

@@ -45,22 +45,24 @@ def _rows(dt: Tensor | None, B: Tensor, C: Tensor) -> Tensor:
     """Rows [b, k, t, r + g (n + n)] of (dt, B, C) in float32: a view where they are stored so."""
     batch, paths, tokens, groups, d_state = B.shape
     parts = [B, C] if dt is None else [dt, B, C]
-    rank = 0 if dt is None else dt.shape[3]
     first = parts[0]
-    width = rank + 2 * d_state
-    offsets = [0, rank, rank + d_state][-len(parts) :] if rank else [0, d_state]
-    outer = [(x.stride()[:3], x.stride(-1)) for x in parts]
-    in_place = (
-        groups == 1
-        and all(x.dtype == torch.float32 for x in parts)
-        and len({x.untyped_storage()._cdata for x in parts}) == 1
-        and all(x.storage_offset() == first.storage_offset() + o for x, o in zip(parts, offsets, strict=True))
-        and all(strides == (first.stride()[:3], 1) for strides in outer)
-    )
-    if in_place:
-        return first.as_strided((batch, paths, tokens, width), (*first.stride()[:3], 1))
+    offset, beside = first.storage_offset(), groups == 1
+    for part in parts:
+        beside &= part.untyped_storage()._cdata == first.untyped_storage()._cdata and part.dtype == first.dtype
+        beside &= part.storage_offset() == offset and part.stride()[:3] == first.stride()[:3] and part.stride(-1) == 1
+        offset += part.shape[-1]
+    if beside:
+        width = offset - first.storage_offset()
+        return first.as_strided((batch, paths, tokens, width), (*first.stride()[:3], 1)).float()
     rows = torch.cat([B, C], -1).flatten(3)
     return (rows if dt is None else torch.cat([dt, rows], -1)).float()
+
+
+def _exponents(A: Tensor) -> Tensor:
+    """A [k, d, n] as [k, n, d] in float32, times log2(e)."""
+    paths, channels, d_state = A.shape
+    out = A.new_empty(paths, d_state, channels, dtype=torch.float32)
+    return torch.mul(A.float().transpose(1, 2), LOG2E, out=out)
 
 
 class Problem(NamedTuple):
@@ -92,7 +94,7 @@ def _problem(kernel, u, dt, A, B, C, D, dt_bias, dt_weight, tables, softplus, y,
         u,
         full,
         x,
-        (A.float() * LOG2E).transpose(1, 2).contiguous(),
+        _exponents(A),
         _lines(D),
         _lines(dt_bias),
         None if rank == 0 else dt_weight.transpose(1, 2).contiguous(),

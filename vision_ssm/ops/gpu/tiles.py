@@ -164,17 +164,14 @@ def store(pointers, value, kept, here, MASKED: tl.constexpr):
 @triton.jit
 def start(scan, here):
     """The beginnings of the program's sequences."""
-    x = scan.inputs
-    strides = scan.strides
-    dt = None
-    if x.dt is not None:
-        dt = x.dt + along(here.batch, here.path, strides.dt, scan.c.PACK) + here.d
-    return Rows(
-        x.u + along(here.batch, here.path, strides.u, scan.c.PACK) + here.d,
-        dt,
-        x.x + along(here.batch, here.path, strides.x, 1),
-        by_channel(x.bias, strides.bias, here, scan.c.MASKED),
-    )
+    inputs = scan.inputs
+    u = inputs.u + along(here.batch, here.path, scan.strides.u, scan.c.PACK) + here.d
+    x = inputs.x + along(here.batch, here.path, scan.strides.x, 1)
+    bias = by_channel(inputs.bias, scan.strides.bias, here, scan.c.MASKED)
+    if scan.c.RANK > 0:
+        return Rows(u, x, x, bias)  # dt is part of x
+    else:
+        return Rows(u, inputs.dt + along(here.batch, here.path, scan.strides.dt, scan.c.PACK) + here.d, x, bias)
 
 
 @triton.jit
@@ -286,7 +283,7 @@ def tile(first, scan, here, rows):
     step = tl.minimum(step, scan.sizes.steps - 1)
     token = step
     if scan.inputs.read is not None:
-        token = tl.load(scan.inputs.read + here.path * scan.sizes.steps + step)
+        token = tl.load(scan.inputs.read + here.path.to(tl.int64) * scan.sizes.steps + step)
     real = token >= 0
     if scan.c.PADS:
         token = tl.maximum(token, 0)
@@ -316,7 +313,7 @@ def written(t, scan, here):
     if scan.inputs.write is None:
         return t.step, t.exists
     else:
-        token = tl.load(scan.inputs.write + here.path * scan.sizes.steps + t.step)
+        token = tl.load(scan.inputs.write + here.path.to(tl.int64) * scan.sizes.steps + t.step)
         return tl.maximum(token, 0).to(t.step.dtype), t.exists & (token >= 0)
 
 

@@ -62,6 +62,7 @@ CASES = (
     Case("a long sequence", 1, 1, 262144, 64, 16, 0, quick=True),
     Case("a volume", 1, 3, 128**3, 64, 16, 4, shared=True, tables=True),
     Case("d_state 8", 128, 2, 196, 384, 8, 12, tables=True),
+    Case("d_state 4", 128, 2, 196, 384, 4, 12, tables=True),
     Case("d_state 64", 16, 1, 196, 384, 64, 12),
 )
 

@@ -106,8 +106,8 @@ def tile_gradients(t, d, A, q, states_before, dx, dx_kept, c, LEVELS: tl.constex
     """Back through a tile from d [TILE, BLOCK], the gradient of its output.
 
     states_before: address of the states before the tile, [n, BLOCK].
-    dx: addresses [TILE, LANES] of the gradients of B and C, where `dx_kept`; 2^LEVELS states are summed over the
-        channels at a time.
+    dx: addresses [TILE, LANES] of the gradients of B and C, where `dx_kept`.
+    LEVELS: 2^LEVELS is the least power of two that is not below d_state, at most 16.
     """
     B, C = state_inputs(t.x, c)
     entering = t.delta * t.u
@@ -115,10 +115,9 @@ def tile_gradients(t, d, A, q, states_before, dx, dx_kept, c, LEVELS: tl.constex
     of_decay = tl.zeros([c.TILE, c.BLOCK], tl.float32)
     of_A = ()
     before = ()
-    pending = (tl.zeros([c.TILE, LANES], tl.float32),) * 4
-    size: tl.constexpr = 1 << LEVELS
-    rounds: tl.constexpr = (c.STATES + size - 1) // size
-    for n in tl.static_range(rounds * size):
+    total = tl.zeros([c.TILE, LANES], tl.float32)
+    pending = (total,) * 4
+    for n in tl.static_range(1 << LEVELS):
         total = tl.zeros([c.TILE, LANES], tl.float32)
         if n < c.STATES:
             decay = tl.math.exp2(t.delta * A[n][None, :])
@@ -131,11 +130,8 @@ def tile_gradients(t, d, A, q, states_before, dx, dx_kept, c, LEVELS: tl.constex
             of_decay += kept * A[n][None, :]
             of_A = of_A + (tl.sum(kept * t.delta, 0),)
             total = pair(g * entering, d * h, c.TILE, c.PACK)
-        pending, total = push(pending, total, n % size, LEVELS)
-        if n % size == size - 1:
-            first = n + 1 - size
-            state, _, _ = places(LEVELS)
-            tl.store(dx + first, total, mask=dx_kept & (state + first < c.STATES)[None, :])
+        pending, total = push(pending, total, n, LEVELS)
+    tl.store(dx, total, mask=dx_kept)
     return TileGradients(of_input, of_decay * LN2, before, of_A)  # A was given times log2(e)
 
 
@@ -159,7 +155,7 @@ def scan_backward(scan, gradients, strides, dy, checkpoints, carries, scratch, L
     dy += along(here.batch, here.path, scan.strides.y, scan.c.PACK) + here.d
     du_row = gradients.u + along(here.batch, here.path, strides.u, scan.c.PACK) + here.d
     dt_row = gradients.dt + along(here.batch, here.path, strides.dt, scan.c.PACK) + here.d
-    state, second, holds = places(LEVELS)
+    state, second, first_holder = places(LEVELS)
     dx_row = gradients.x + along(here.row, here.block * sizes.groups + here.group, strides.x, 1)
     dx_row = dx_row + state + second * scan.c.STATES
     local = (
@@ -191,7 +187,8 @@ def scan_backward(scan, gradients, strides, dy, checkpoints, carries, scratch, L
             place = t.step if BY_STEP else t.token
             dx = dx_row[None, :] + at(place, strides.x, 1)[:, None]
             before = local + last * (scan.c.STATES * scan.c.BLOCK)
-            back = tile_gradients(t, d, A, q, before, dx, kept[:, None] & holds[None, :], scan.c, LEVELS)
+            holds = kept[:, None] & (first_holder & (state < scan.c.STATES))[None, :]
+            back = tile_gradients(t, d, A, q, before, dx, holds, scan.c, LEVELS)
             q = back.q
             sums = ()
             for n in tl.static_range(scan.c.STATES):

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
-__all__ = ["CHUNK", "Plan", "plan", "states_shape", "use_plan"]
+__all__ = ["CHUNK", "Plan", "plan", "state_blocks", "states_shape", "use_plan"]
 
 CHUNK = 64  # steps between the states that training keeps
 _LANES = 32
@@ -39,13 +39,11 @@ _TABLE = {
     "forward": (
         (2, (8, 2), (16, 1)),
         (16, (4, 2), (4, 1)),
-        (64, (4, 1), (4, 1)),
     ),
     "backward": (
         (2, (8, 2), (8, 1)),
-        (8, (4, 2), (8, 1)),
-        (32, (4, 1), (4, 1)),
-        (64, (2, 1), (2, 1)),
+        (4, (4, 2), (8, 1)),
+        (16, (4, 1), (4, 1)),
     ),
 }
 
@@ -103,6 +101,12 @@ def plan(kernel: str, sequences: int, steps: int, width: int, d_state: int, pack
     return replace(chosen, segments=min(chosen.segments, chunks))
 
 
+def state_blocks(d_state: int) -> int:
+    """Parts into which the states of a channel are cut, of at most 16 each."""
+    return (d_state + 15) // 16
+
+
 def states_shape(batch: int, paths: int, steps: int, channels: int, d_state: int) -> tuple[int, ...]:
-    """Shape of the states kept for the backward pass, one every CHUNK steps."""
-    return batch * paths, (steps + CHUNK - 1) // CHUNK, d_state, channels
+    """Shape of the states kept for the backward pass, one every CHUNK steps, in float32."""
+    blocks = state_blocks(d_state)
+    return batch * paths * blocks, (steps + CHUNK - 1) // CHUNK, (d_state + blocks - 1) // blocks, channels

@@ -102,7 +102,7 @@ def scan_adjoint_ends(scan, dy, ends):
 
 
 @triton.jit
-def tile_gradients(t, d, A, q, states_before, dx, dx_kept, c, LEVELS: tl.constexpr):
+def tile_gradients(t, d, A, channels, valid, q, states_before, dx, dx_kept, c, LEVELS: tl.constexpr):
     """Back through a tile from d [TILE, BLOCK], the gradient of its output.
 
     states_before: address of the states before the tile, [n, BLOCK].
@@ -120,14 +120,15 @@ def tile_gradients(t, d, A, q, states_before, dx, dx_kept, c, LEVELS: tl.constex
     for n in tl.static_range(1 << LEVELS):
         total = tl.zeros([c.TILE, LANES], tl.float32)
         if n < c.STATES:
-            decay = tl.math.exp2(t.delta * A[n][None, :])
+            A_n = load(A + n * channels, valid, c.MASKED)  # read again: there are too few registers to keep it
+            decay = tl.math.exp2(t.delta * A_n[None, :])
             added = entering * B[n][:, None]
             h, _ = states(decay, added, tl.load(states_before + n * c.BLOCK), c.TILE)
             g, passed = adjoint(decay, d * C[n][:, None], q[n], c.TILE)
             before = before + (passed,)
             kept = g * (h - added)  # g times decay times the state before
             of_input += g * B[n][:, None]
-            of_decay += kept * A[n][None, :]
+            of_decay += kept * A_n[None, :]
             of_A = of_A + (tl.sum(kept * t.delta, 0),)
             total = pair(g * entering, d * h, c.TILE, c.PACK)
         pending, total = push(pending, total, n, LEVELS)
@@ -166,6 +167,7 @@ def scan_backward(scan, gradients, strides, dy, checkpoints, carries, scratch, L
     q = zeros(scan)
     if carries is not None:
         q = entries(carries, here.row * sizes.segments + here.segment, scan, here)
+    A_row = scan.inputs.A + here.path * scan.c.STATES * sizes.channels + here.d
     dA = zeros(scan)
     dD = tl.zeros([scan.c.BLOCK], tl.float32)
     d_bias = tl.zeros([scan.c.BLOCK], tl.float32)
@@ -188,7 +190,7 @@ def scan_backward(scan, gradients, strides, dy, checkpoints, carries, scratch, L
             dx = dx_row[None, :] + at(place, strides.x, 1)[:, None]
             before = local + last * (scan.c.STATES * scan.c.BLOCK)
             holds = kept[:, None] & (first_holder & (state < scan.c.STATES))[None, :]
-            back = tile_gradients(t, d, A, q, before, dx, holds, scan.c, LEVELS)
+            back = tile_gradients(t, d, A_row, sizes.channels, here.valid, q, before, dx, holds, scan.c, LEVELS)
             q = back.q
             sums = ()
             for n in tl.static_range(scan.c.STATES):

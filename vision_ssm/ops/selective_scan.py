@@ -65,7 +65,8 @@ def _forward(
     if backend == "cpu":
         return cpu.scan_forward(*args, save)
     if backend == "triton":
-        return gpu.load("scan").forward(*args, save)
+        with torch.autocast(u.device.type, enabled=False):
+            return gpu.load("scan").forward(*args, save)
     forward = plain.forward_sequential if backend == "reference" else plain.forward_chunked
     check_entries(tables, u.shape[2], out_tokens)
     with torch.autocast(u.device.type, enabled=False):
@@ -125,7 +126,8 @@ def _backward(
             _, _, states, _ = cpu.scan_forward(*args[:6], None, *args[6:], dy.shape[2], softplus, merge, True)
         gradients = cpu.scan_backward(dy, d_last_state, *args, states, softplus, merge)
     elif backend == "triton":
-        gradients = gpu.load("scan").backward(dy, d_last_state, *args, states, softplus, merge)
+        with torch.autocast(u.device.type, enabled=False):
+            gradients = gpu.load("scan").backward(dy, d_last_state, *args, states, softplus, merge)
     else:
         recurrence = plain.sequential if backend == "reference" else plain.chunked
         with torch.autocast(u.device.type, enabled=False):

@@ -6,6 +6,7 @@ The same shapes always get the same plan, on every GPU, and so the same order of
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -50,6 +51,7 @@ _TABLE = {
 _forced: dict[str, int] = {}
 
 
+@functools.lru_cache
 def _parse(text: str) -> dict[str, int]:
     names = {field.name for field in fields(Plan)}
     values = {}

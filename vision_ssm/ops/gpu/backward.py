@@ -181,6 +181,7 @@ def scan_backward(scan, gradients, strides, dy, checkpoints, carries, scratch, L
             for n in tl.static_range(scan.c.STATES):
                 tl.store(local + (j * scan.c.STATES + n) * scan.c.BLOCK, h[n])
             h = pass_through(tile(chunk + j * scan.c.TILE, scan, here, rows), A, h, scan.c)
+        tl.debug_barrier()  # a state may be read by another lane than wrote it
         for j in range(0, tiles):
             last = tiles - 1 - j
             t = tile(chunk + last * scan.c.TILE, scan, here, rows)
@@ -202,6 +203,7 @@ def scan_backward(scan, gradients, strides, dy, checkpoints, carries, scratch, L
             du = back.input * t.delta + D[None, :] * d
             store(du_row[None, :] + at(place, strides.u, scan.c.PACK)[:, None], du, kept, here, scan.c.MASKED)
             store(dt_row[None, :] + at(place, strides.dt, scan.c.PACK)[:, None], d_dt, kept, here, scan.c.MASKED)
+        tl.debug_barrier()  # as above, for the next chunk
     index = here.row * sizes.segments + here.segment
     write_entries(gradients.A, index, dA, scan, here)
     write_entries(gradients.D, index, (dD,), scan, here)

@@ -23,7 +23,7 @@ def _tile(steps, channels, paths, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 @triton.jit
 def _row(pointer, batch, path, strides):
     """Where a sequence starts; strides by batch, path and token."""
-    return pointer + batch * strides[0] + path * strides[1]
+    return pointer + batch * strides[0] + path.to(tl.int64) * strides[1]
 
 
 @triton.jit

@@ -115,7 +115,7 @@ class Tile(NamedTuple):
 @triton.jit
 def along(batch, path, strides, PACK: tl.constexpr):
     """Offset of a sequence."""
-    return (batch * (strides[0] >> 1) + path * (strides[1] >> 1)) * PACK
+    return (batch * (strides[0] >> 1) + path.to(tl.int64) * (strides[1] >> 1)) * PACK
 
 
 @triton.jit

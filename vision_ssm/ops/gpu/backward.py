@@ -137,6 +137,15 @@ def tile_gradients(t, d, A, channels, valid, q, states_before, dx, dx_kept, c, L
 
 
 @triton.jit
+def keep_states(chunk, tiles, h, A, local, scan, here, rows):
+    """Scan the tiles from step `chunk` on and write the state before each to `local`, [tiles, n, BLOCK]."""
+    for j in range(0, tiles):
+        for n in tl.static_range(scan.c.STATES):
+            tl.store(local + (j * scan.c.STATES + n) * scan.c.BLOCK, h[n])
+        h = pass_through(tile(chunk + j * scan.c.TILE, scan, here, rows), A, h, scan.c)
+
+
+@triton.jit
 def scan_backward(scan, gradients, strides, dy, checkpoints, carries, scratch, LEVELS: tl.constexpr,
                   BY_STEP: tl.constexpr):  # fmt: skip
     """Gradients from dy [b, k, t, d] of the ungated output.
@@ -177,10 +186,7 @@ def scan_backward(scan, gradients, strides, dy, checkpoints, carries, scratch, L
         chunk = begin + (chunks - 1 - i) * scan.c.CHUNK
         tiles = tl.cdiv(tl.minimum(scan.c.CHUNK, sizes.steps - chunk), scan.c.TILE)
         h = entries(checkpoints, here.row * tl.cdiv(sizes.steps, scan.c.CHUNK) + chunk // scan.c.CHUNK, scan, here)
-        for j in range(0, tiles):
-            for n in tl.static_range(scan.c.STATES):
-                tl.store(local + (j * scan.c.STATES + n) * scan.c.BLOCK, h[n])
-            h = pass_through(tile(chunk + j * scan.c.TILE, scan, here, rows), A, h, scan.c)
+        keep_states(chunk, tiles, h, A, local, scan, here, rows)
         tl.debug_barrier()  # a state may be read by another lane than wrote it
         for j in range(0, tiles):
             last = tiles - 1 - j

@@ -137,6 +137,15 @@ def tile_gradients(t, d, A, channels, valid, q, states_before, dx, dx_kept, c, L
 
 
 @triton.jit
+def added(a, b):
+    """Two tuples of rows, added row by row."""
+    rows = ()
+    for n in tl.static_range(len(a)):
+        rows = rows + (a[n] + b[n],)
+    return rows
+
+
+@triton.jit
 def keep_states(chunk, tiles, h, A, local, scan, here, rows):
     """Scan the tiles from step `chunk` on and write the state before each to `local`, [tiles, n, BLOCK]."""
     for j in range(0, tiles):
@@ -199,10 +208,7 @@ def scan_backward(scan, gradients, strides, dy, checkpoints, carries, scratch, L
             holds = kept[:, None] & (first_holder & (state < scan.c.STATES))[None, :]
             back = tile_gradients(t, d, A_row, sizes.channels, here.valid, q, before, dx, holds, scan.c, LEVELS)
             q = back.q
-            sums = ()
-            for n in tl.static_range(scan.c.STATES):
-                sums = sums + (dA[n] + back.A[n],)
-            dA = sums
+            dA = added(dA, back.A)
             d_dt = (back.input * t.u + back.decay) * t.slope
             dD += tl.sum(d * t.u, 0)
             d_bias += tl.sum(tl.where(t.exists[:, None], d_dt, 0.0), 0)

@@ -19,6 +19,9 @@ ONLY_IN = {
     "sklearn": ("demo",),
     "mambapy": ("benchmark",),
     "einops": ("benchmark",),
+    "mamba_ssm": ("benchmark",),
+    "selective_scan_cuda": ("benchmark",),
+    "fla": ("benchmark",),
     "mmengine": (),
     "mmseg": (),
     "mmdet": (),
@@ -77,7 +80,7 @@ def _python(code: str, **env: str) -> str:
 def test_import_needs_no_extra_and_no_kernel():
     code = """
 import sys
-for name in ("rich", "matplotlib", "sklearn", "fvcore", "mambapy", "einops"):
+for name in ("rich", "matplotlib", "sklearn", "fvcore", "mambapy", "mamba_ssm", "einops"):
     sys.modules[name] = None
 import warnings, torch, vision_ssm
 from vision_ssm.ops import cpu

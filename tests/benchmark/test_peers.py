@@ -26,7 +26,7 @@ def test_peers_compute_what_we_compute(monkeypatch, case, backward):
     problem = make_problem(case, "cpu")
     ours = None
     for name, make in peers.contestants(problem, 1, backward):
-        if name in ("flash-linear-attention", "chunked, compiled"):
+        if name in ("flash-linear-attention", "compiled chunked"):
             continue
         results = make().results(backward)
         ours = ours or results

@@ -12,7 +12,7 @@ from ..layers import SelectiveSSM
 from ..ops import scan_tokens
 from ..scan import ScanPath, cross, path_text, scan_tables
 
-__all__ = ["CASES", "Case", "Problem", "make_problem", "select"]
+__all__ = ["CASES", "Case", "Problem", "make_problem", "matches", "select"]
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,18 @@ CASES = (
 )
 
 
+def matches(name: str, pattern: str | None) -> bool:
+    """Whether a name matches one of the shell patterns, separated by commas; any does for None."""
+    return pattern is None or any(fnmatch.fnmatch(name, part) for part in pattern.split(","))
+
+
 def select(names: Sequence[str], pattern: str | None) -> list[str]:
-    """Those of `names` that match shell patterns, separated by commas; all for None.
+    """Those of `names` that match.
 
     Raises:
         ValueError: none does.
     """
-    found = [n for n in names if pattern is None or any(fnmatch.fnmatch(n, p) for p in pattern.split(","))]
+    found = [name for name in names if matches(name, pattern)]
     if not found:
         raise ValueError(f"no case matches {pattern!r}: expected some of {', '.join(names)}")
     return found

@@ -2,12 +2,11 @@
 share of the bandwidth that they reach."""
 
 from collections.abc import Callable, Iterator, Sequence
-from fnmatch import fnmatch
 
 import torch
 from torch import Tensor
 
-from .cases import CASES, Case, Problem, make_problem
+from .cases import CASES, Case, Problem, make_problem, matches
 from .meter import Meter, Rotation, time_calls
 from .peers import Absent, Contestant, contestants
 from .prediction import predicted_ms
@@ -54,7 +53,7 @@ class _Entry:
         """Make the contestants, and leave out those that are absent or compute something else."""
         ours = None
         for name, make in contestants(self.problem, self.meter.cache_bytes, self.backward):
-            if ours is not None and peers is not None and not fnmatch(name, peers):
+            if ours is not None and not matches(name, peers):
                 self.found["absent"][name] = "not asked for"
                 continue
             try:
@@ -148,7 +147,7 @@ def run(
         copy_rate: bytes a second of a copy, measured in the same run.
         rounds: turns of each contestant.
         seconds: limit of each case and pass.
-        peers: shell pattern of the peers that take part; all by default.
+        peers: shell patterns of the peers that take part, separated by commas; all by default.
         cases: where the names are looked up.
     """
     for case in cases:

@@ -207,4 +207,4 @@ def contestants(problem: Problem, cache_bytes: int, backward: bool) -> Iterator[
     yield "mamba_ssm", lambda: _mamba_ssm(problem, cache_bytes, load_mamba_ssm())
     yield "flash-linear-attention", _fla
     yield "chunked", lambda: Contestant(problem.forward, sets(), context=functools.partial(use_backend, "chunked"))
-    yield "chunked, compiled", lambda: _compiled(problem, sets(), backward)
+    yield "compiled chunked", lambda: _compiled(problem, sets(), backward)

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cases", metavar="PATTERN", help="on GPUs: shell patterns of the cases, separated by commas (default: all)"
     )
     parser.add_argument(
-        "--peers", metavar="PATTERN", help="ops on GPUs: shell pattern of the peers that take part (default: all)"
+        "--peers", metavar="PATTERN", help="ops on GPUs: shell patterns of the peers, likewise (default: all)"
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="also write the results as JSON")
     parser.epilog = (

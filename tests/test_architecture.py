@@ -106,7 +106,8 @@ print([m for m in names if m in sys.modules])
     assert _python(code).strip() in ("[]", _python(before).strip())
 
 
-def test_generated_files_are_current():
-    check = [sys.executable, str(ROOT / "tools" / "model_card.py"), "--check"]
+@pytest.mark.parametrize("tool", ["model_card.py", "readme_figures.py"])
+def test_generated_files_are_current(tool):
+    check = [sys.executable, str(ROOT / "tools" / tool), "--check"]
     result = subprocess.run(check, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout

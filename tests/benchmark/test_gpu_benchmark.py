@@ -1,12 +1,12 @@
 """The benchmark for GPUs, as far as it needs none: what it computes, counts, compares and writes."""
 
 import json
-import time
 from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
+from benchmark.wall_meter import WallMeter
 
 import vision_ssm
 from vision_ssm.benchmark import gpu_models, gpu_ops, meter, peers, traffic
@@ -16,31 +16,6 @@ from vision_ssm.scan import cross
 
 PLAIN = Case("plain", "a plain scan", 2, 8, (19,), 4, gate=True)
 CORE = Case("core", "a cross-scan", 2, 8, (4, 5), 1, cross(), 2)
-
-
-class WallMeter:
-    """The CPU in the place of a GPU: clocks are the wall's, memory is not measured."""
-
-    device = torch.device("cpu")
-    cache_bytes = 4096
-
-    def seconds(self, run):
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-
-    def allocated(self):
-        return 0
-
-    def peak(self, run):
-        run()
-        return 0
-
-    def empty_cache(self):
-        pass
-
-    def graph(self, run):
-        raise RuntimeError("a CPU has no graphs")
 
 
 @pytest.fixture

@@ -19,6 +19,9 @@ ONLY_IN = {
     "sklearn": ("demo",),
     "mambapy": ("benchmark",),
     "einops": ("benchmark",),
+    "mamba_ssm": ("benchmark",),
+    "selective_scan_cuda": ("benchmark",),
+    "fla": ("benchmark",),
     "mmengine": (),
     "mmseg": (),
     "mmdet": (),
@@ -77,7 +80,7 @@ def _python(code: str, **env: str) -> str:
 def test_import_needs_no_extra_and_no_kernel():
     code = """
 import sys
-for name in ("rich", "matplotlib", "sklearn", "fvcore", "mambapy", "einops"):
+for name in ("rich", "matplotlib", "sklearn", "fvcore", "mambapy", "mamba_ssm", "einops"):
     sys.modules[name] = None
 import warnings, torch, vision_ssm
 from vision_ssm.ops import cpu
@@ -103,7 +106,8 @@ print([m for m in names if m in sys.modules])
     assert _python(code).strip() in ("[]", _python(before).strip())
 
 
-def test_generated_files_are_current():
-    check = [sys.executable, str(ROOT / "tools" / "model_card.py"), "--check"]
+@pytest.mark.parametrize("tool", ["model_card.py", "readme_figures.py"])
+def test_generated_files_are_current(tool):
+    check = [sys.executable, str(ROOT / "tools" / tool), "--check"]
     result = subprocess.run(check, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout

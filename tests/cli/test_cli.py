@@ -413,3 +413,84 @@ def test_evaluate_bad_options(fails, checkpoint, data, tmp_path, monkeypatch):
     assert "no folder" in evaluate("-o", tmp_path / "nowhere" / "result.json")
     staged = ("--model", "vmamba_test", "--num-classes", CLASSES)
     assert "at least 32" in fails("evaluate", "--data", data, *staged, "--img-size", 16)
+
+
+# benchmark
+
+
+def test_benchmark_bad_options(fails, tmp_path):
+    assert "--cases has no meaning with --device cpu" in fails("benchmark", "ops", "--cases", "vim*")
+    assert "--threads has no meaning with --device cuda" in fails(
+        "benchmark", "ops", "--device", "cuda", "--threads", 2
+    )
+    assert "no folder" in fails("benchmark", "ops", "-o", tmp_path / "missing" / "ops.json")
+    for what in ("ops", "models"):
+        assert "no case matches 'paint'" in fails("benchmark", what, "--device", "cuda", "--cases", "paint")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_benchmark_without_a_gpu(fails):
+    assert fails("benchmark", "ops", "--device", "cuda").startswith("--device cuda: ")
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """A GPU whose results are given: set `measured.results`."""
+    from vision_ssm.benchmark import gpu_models, gpu_ops, meter
+
+    class Given:
+        results = ()
+
+        def copy_rate(self):
+            return 1e12
+
+    given = Given()
+    machine = dict.fromkeys(("gpu", "driver", "cuda", "torch", "triton", "timm"), "none")
+    monkeypatch.setattr(meter, "Meter", lambda: given)
+    monkeypatch.setattr(meter, "gpu_machine", lambda: machine)
+    monkeypatch.setattr("vision_ssm.ops.available_backends", lambda: ["triton"])
+    for module in (gpu_ops, gpu_models):
+        monkeypatch.setattr(module, "run", lambda *args, **kwargs: iter(given.results))
+    return given
+
+
+def _op(case: str, **more) -> dict:
+    time = dict(median=1.0, fastest=0.5, slowest=2.0, rounds=3, calls=1)
+    return dict(case=case, label=case, what="forward", ours="triton", times_ms=dict(triton=time, chunked=time)) | (
+        dict(roofline=dict(triton=0.5, chunked=0.5), peak_mib=dict(triton=1.0), predicted_ms=None, absent={}) | more
+    )
+
+
+def test_benchmark_on_a_gpu_writes_case_by_case(measured, prints, tmp_path):
+    path = tmp_path / "ops.json"
+
+    def results():
+        yield _op("first", absent=dict(mamba_ssm="not built"))
+        assert [r["case"] for r in json.loads(path.read_text())["ops"]] == ["first"]
+        yield _op("second", predicted_ms=[0.1, 0.2])
+
+    measured.results = results()
+    printed = prints("benchmark", "ops", "--device", "cuda", "-o", path)
+    assert "mamba_ssm: absent, not built" in printed and "predicted: 0.100 to 0.200 ms" in printed
+    whole = json.loads(path.read_text())
+    assert [r["case"] for r in whole["ops"]] == ["first", "second"]
+    assert whole["machine"]["gpu"] == "none" and whole["copy_gb_s"] == 1000
+
+
+def test_benchmark_tells_of_a_peer_that_deviates(measured, capsys):
+    measured.results = [_op("first", failed=dict(chunked="differs from ours in u")), dict(_op("last"), error="broken")]
+    assert main(["benchmark", "ops", "--device", "cuda"]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert errors == [
+        "vision-ssm: error: first forward: chunked differs from ours in u",
+        "vision-ssm: error: last forward: broken",
+    ]
+
+
+def test_benchmark_of_models_on_a_gpu(measured, prints):
+    time = dict(median=1.0, fastest=0.5, slowest=2.0, rounds=3, calls=1)
+    shares = dict(case="scan_share", label="scans", share=0.25, longest_kernels_ms=dict(gemm=0.5))
+    runs = dict(case="a", label="inference", times_ms=dict(m=time), images_per_second=dict(m=9.0), peak_mib=dict(m=4.0))
+    measured.results = [runs | dict(absent={}), shares]
+    printed = prints("benchmark", "models", "--device", "cuda")
+    assert "images/s" in printed and "0.25" in printed and "gemm" in printed

@@ -1,6 +1,5 @@
 """The selective scan beside mamba_ssm's sequential reference, mambapy's parallel scan and our own plain backends."""
 
-import ast
 import contextlib
 import tarfile
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ..ops import available_backends, scan_tokens, use_backend
 from ..scan import cross, path_text, scan_tables
+from .excerpt import define
 from .timing import interleaved
 
 __all__ = ["CASES", "Case", "load_published_reference", "run"]
@@ -61,13 +61,9 @@ def load_published_reference(source: str | Path) -> Callable:
         text = None
     if text is None:
         raise FileNotFoundError(f"{path} holds no {member}: expected mamba_ssm's sdist (pip download mamba_ssm)")
-    functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
-    wanted = [node for node in functions if node.name == "selective_scan_ref"]
     from einops import rearrange, repeat
 
-    scope: dict = dict(torch=torch, F=F, rearrange=rearrange, repeat=repeat)
-    exec(compile(ast.Module(wanted, []), member, "exec"), scope)
-    return scope["selective_scan_ref"]
+    return define(text, "selective_scan_ref", dict(torch=torch, F=F, rearrange=rearrange, repeat=repeat))
 
 
 def _inputs(case: Case) -> dict[str, Tensor]:

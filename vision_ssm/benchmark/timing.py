@@ -14,15 +14,26 @@ import torch
 __all__ = ["interleaved", "machine"]
 
 
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
 def interleaved(
-    contestants: Mapping[str, Callable[[], object]], rounds: int = 30, seconds: float = 60.0, twice: bool = False
+    contestants: Mapping[str, Callable[[], object]],
+    rounds: int = 30,
+    seconds: float = 60.0,
+    twice: bool = False,
+    clock: Callable[[Callable[[], object]], float] = _seconds,
 ) -> dict[str, dict[str, float]]:
     """Median, fastest and slowest time of each contestant in milliseconds.
 
     Every round runs each contestant once, so that drift of the machine meets all of them. `twice` runs it two times in
     its turn: the figures are then those of the second call, as in a network that calls an operator again and again,
     and "cold" is the median of the first, which finds its code, threads and memory displaced by the others. A
-    contestant that would use more than its share of `seconds` sits out rounds, but runs three times at least.
+    contestant that would use more than its share of `seconds` sits out rounds, but runs three times at least. `clock`
+    runs a contestant and returns the seconds that it took.
     """
     times: dict[str, list[float]] = {name: [] for name in contestants}
     cold: dict[str, list[float]] = {name: [] for name in contestants}
@@ -34,19 +45,13 @@ def interleaved(
             if turn >= 3 and sum(times[name]) + sum(cold[name]) > share:
                 continue
             if twice:
-                cold[name].append(_seconds(run))
-            times[name].append(_seconds(run))
+                cold[name].append(clock(run))
+            times[name].append(clock(run))
     return {
         name: dict(median=1e3 * statistics.median(t), fastest=1e3 * min(t), slowest=1e3 * max(t), rounds=len(t))
         | (dict(cold=1e3 * statistics.median(cold[name])) if twice else {})
         for name, t in times.items()
     }
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def _cpu_name() -> str:

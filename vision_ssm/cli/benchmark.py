@@ -7,6 +7,7 @@ import torch
 
 from ..benchmark.timing import machine
 from ..files import write_json
+from . import benchmark_gpu
 from .console import CommandError, check_output, positive, print_table, rich_console
 
 NAME = "benchmark"
@@ -16,23 +17,48 @@ HELP = "time the operators or the models beside their peers, in turns, and compa
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("what", choices=("ops", "models"), help="ops: selective scans; models: backbones beside timm's")
-    parser.add_argument("--threads", type=positive, metavar="N", help="threads of PyTorch (default: its own choice)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: the current NVIDIA GPU")
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="threads of PyTorch, on CPUs (default: its own choice)"
+    )
     parser.add_argument(
         "--rounds", type=positive, metavar="N", help="turns of each contestant (default: 30; models 20)"
     )
-    parser.add_argument("--seconds", type=positive, default=60, metavar="S", help="limit of each case (default: 60)")
     parser.add_argument(
-        "--mamba-ssm", metavar="PATH", help="ops: mamba_ssm's sdist, whose pure-PyTorch reference joins as a peer"
+        "--seconds", type=positive, metavar="S", help="limit of each case (default: 60; on GPUs ops 10, models 30)"
+    )
+    parser.add_argument(
+        "--mamba-ssm", metavar="PATH", help="ops on CPUs: mamba_ssm's sdist, whose PyTorch reference joins as a peer"
+    )
+    parser.add_argument(
+        "--cases", metavar="PATTERN", help="on GPUs: shell patterns of the cases, separated by commas (default: all)"
+    )
+    parser.add_argument(
+        "--peers", metavar="PATTERN", help="ops on GPUs: shell patterns of the peers, likewise (default: all)"
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="also write the results as JSON")
-    parser.epilog = "example: vision-ssm benchmark ops --threads 2 --mamba-ssm mamba_ssm-2.3.2.tar.gz -o ops.json"
+    parser.epilog = (
+        "example: vision-ssm benchmark ops --threads 2 --mamba-ssm mamba_ssm-2.3.2.tar.gz -o ops.json\n"
+        "         vision-ssm benchmark ops --device cuda --cases 'vim*,ss2d*' -o gpu-ops.json"
+    )
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    others = dict(cuda=("threads", "mamba_ssm"), cpu=("cases", "peers"))[args.device]
+    for name in others:
+        if getattr(args, name) is not None:
+            raise CommandError(f"--{name.replace('_', '-')} has no meaning with --device {args.device}")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, write."""
     console = rich_console()
+    _check_arguments(args)
     if args.output:
         check_output(args.output)
+    if args.device == "cuda":
+        return benchmark_gpu.run(console, args)
+    args.seconds = args.seconds or 60
     if args.threads:
         torch.set_num_threads(args.threads)
     where = machine()

@@ -42,7 +42,7 @@ def test_bytes_of_our_cross_scan_by_hand():
     moved = traffic.moved_forward(case, training=False)
     assert moved == {
         "projection: x, its rows": tokens * (96 + 4 * width) * 2,
-        "rows to float32": tokens * 4 * (2 * (2 + 2) + width * (2 + 2) + width * (2 + 4)),
+        "rows to float32": tokens * 4 * width * (2 + 4),  # they are the projection's output, so nothing is joined
         "scan: inputs, tables": tokens * (96 * 2 + 4 * width * 4) + 2 * 4 * 3136 * 4,
         "scan: outputs of the paths, last state": tokens * 4 * 96 * 2 + 128 * 4 * 96 * 4,
         "sum of the paths: parts, y": tokens * (4 + 1) * 96 * 2,

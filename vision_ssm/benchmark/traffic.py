@@ -78,10 +78,8 @@ def _segments(case: Case, kernel: str) -> tuple[int, int]:
 
 
 def _rows(case: Case, s: _Sizes) -> int:
-    """To bring (dt, B, C) into float32 rows: concatenations in the given dtype, then the conversion."""
-    if case.dtype.itemsize == 4 and case.rank:
-        return 0  # they lie so
-    joined = 2 * s.narrow_states + (2 * s.narrow if case.rank else 0)
+    """To bring (dt, B, C) into float32 rows: joined, unless they are one projection's output, and converted."""
+    joined = 0 if case.rank else 2 * s.narrow_states
     return joined + (s.narrow + s.rows if case.dtype.itemsize < 4 else 0)
 
 

@@ -127,9 +127,9 @@ def _table(order, tokens: int):
 
     table = torch.empty(2, order.shape[1], tokens, dtype=torch.int32, device="meta")
     visits.remember(table, order)
-    known = table.__dict__["_vision_ssm_visits"]
-    for key, value in known.items():
-        known[key] = value._replace(distinct=tokens, highest=tokens - 1)
+    known = visits._known[table]
+    for row, (version, found) in known.items():
+        known[row] = version, found._replace(distinct=tokens, highest=tokens - 1)
     return table
 
 

@@ -119,6 +119,9 @@ def _backward(
 ) -> List[Tensor]:
     backend, dz = _backend(u, A), None
     if z is not None:
+        if ungated.shape != dy.shape:  # not saved
+            options = dy.shape[2], softplus, merge, False
+            ungated = _forward(u, dt, A, B, C, D, None, dt_bias, dt_weight, tables, *options)[0]
         dy, dz = (gpu.load("scan").gate if backend == "triton" else plain.gate)(dy, z, ungated, u.dtype)
     args = u, dt, A, B, C, D, dt_bias, dt_weight, tables
     if backend == "cpu":

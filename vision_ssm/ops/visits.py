@@ -1,13 +1,15 @@
 """What is known of a token table: whether it has pads, whether a token comes twice.
 
 Kernels leave out what a table does not need. Finding out costs a sort, and on a GPU a synchronisation, so the answer
-is kept on the tensor; `scan_tables` knows it from the start.
+is kept; `scan_tables` knows it from the start.
 """
 
+from collections.abc import MutableMapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .checks import OUT_OF_RANGE
 
@@ -50,17 +52,22 @@ def _look_up(order: Tensor) -> Visits:
     )
 
 
-def _known(tables: Tensor) -> dict:
-    # Changes of an inference tensor leave no trace, so what is known of it is not kept.
-    return {} if tables.is_inference() else tables.__dict__.setdefault("_vision_ssm_visits", {})
+# Beside the tensors, not on them: what is known must not travel with copies and pickles.
+_known: MutableMapping[Tensor, dict[int, tuple[int, Visits]]] = WeakTensorKeyDictionary()
+_UNKNOWN = Visits(pads=True, once=False, distinct=-1, highest=-1)
 
 
 def _row(tables: Tensor, row: int) -> Visits:
-    known = _known(tables)
-    key = row, 0 if tables.is_inference() else tables._version
-    if key not in known:
-        known[key] = _look_up(tables[row])
-    return known[key]
+    if tables.is_inference():  # changes of an inference tensor leave no trace
+        return _look_up(tables[row])
+    known = _known.setdefault(tables, {})
+    version, found = known.get(row, (-1, _UNKNOWN))
+    if version != tables._version:
+        if tables.is_cuda and torch.cuda.is_current_stream_capturing():
+            return _UNKNOWN  # a graph cannot wait for the answer, and the kernels can do without
+        found = _look_up(tables[row])
+        known[row] = tables._version, found
+    return found
 
 
 def visits(tables: Tensor | None, row: int, tokens: int) -> Visits:
@@ -80,6 +87,5 @@ def visits(tables: Tensor | None, row: int, tokens: int) -> Visits:
 def remember(tables: Tensor, like: Tensor) -> Tensor:
     """`tables`, of which the same is known as of `like`, an equal tensor."""
     if not tables.is_inference():
-        for row in range(len(like)):
-            _known(tables)[row, tables._version] = _row(like, row)
+        _known[tables] = {row: (tables._version, _row(like, row)) for row in range(len(like))}
     return tables

@@ -69,6 +69,15 @@ def adjoint(decay, into, q, TILE: tl.constexpr):
 
 
 @triton.jit
+def delayed(h, before, TILE: tl.constexpr):
+    """The states before each step of a tile, from those after it and the state before the tile."""
+    rows = put(h, 0, before, TILE)
+    for i in tl.static_range(1, TILE):
+        rows = put(rows, i, pick(h, i - 1, TILE), TILE)
+    return rows
+
+
+@triton.jit
 def output_gradient(t, dy, scan, here):
     """dy [TILE, BLOCK] at the steps of a tile, from the program's row of it; zero where a step wrote nothing."""
     token, kept = written(t, scan, here)
@@ -79,26 +88,31 @@ def output_gradient(t, dy, scan, here):
 
 
 @triton.jit
-def scan_adjoint_ends(scan, dy, ends):
-    """What each segment passes to the one before it when nothing enters from the right: `ends` [b k, segments, n, d]"""
+def scan_adjoint_ends(scan, dy, ends, sums):
+    """What each segment passes to the one before it when nothing enters from the right, `ends` [b k, segments, n, d],
+    and its sum of delta, `sums` [b k, segments, d]."""
     sizes = scan.sizes
     here = locate(scan)
     rows = start(scan, here)
     A = entries(scan.inputs.A, here.path, scan, here)
     dy += along(here.batch, here.path, scan.strides.y, scan.c.PACK) + here.d
     q = zeros(scan)
+    total = tl.zeros([scan.c.BLOCK], tl.float32)
     begin = here.segment * sizes.length
     tiles = tl.cdiv(tl.minimum(sizes.length, sizes.steps - begin), scan.c.TILE)
     for i in range(0, tiles):
         t = tile(begin + (tiles - 1 - i) * scan.c.TILE, scan, here, rows)
+        total += tl.sum(t.delta, 0)
         d = output_gradient(t, dy, scan, here)
-        _, C = state_inputs(t.x, scan.c)
+        _, C = state_inputs(t, scan.c)
         before = ()
         for n in tl.static_range(scan.c.STATES):
             _, passed = adjoint(tl.math.exp2(t.delta * A[n][None, :]), d * C[n][:, None], q[n], scan.c.TILE)
             before = before + (passed,)
         q = before
-    write_entries(ends, here.row * sizes.segments + here.segment, q, scan, here)
+    index = here.row * sizes.segments + here.segment
+    write_entries(ends, index, q, scan, here)
+    write_entries(sums, index, (total,), scan, here)
 
 
 @triton.jit
@@ -109,7 +123,7 @@ def tile_gradients(t, d, A, channels, valid, q, states_before, dx, dx_kept, c, L
     dx: addresses [TILE, LANES] of the gradients of B and C, where `dx_kept`.
     LEVELS: 2^LEVELS is the least power of two that is not below d_state, at most 16.
     """
-    B, C = state_inputs(t.x, c)
+    B, C = state_inputs(t, c)
     entering = t.delta * t.u
     of_input = tl.zeros([c.TILE, c.BLOCK], tl.float32)
     of_decay = tl.zeros([c.TILE, c.BLOCK], tl.float32)
@@ -122,11 +136,12 @@ def tile_gradients(t, d, A, channels, valid, q, states_before, dx, dx_kept, c, L
         if n < c.STATES:
             A_n = load(A + n * channels, valid, c.MASKED)  # read again: there are too few registers to keep it
             decay = tl.math.exp2(t.delta * A_n[None, :])
-            added = entering * B[n][:, None]
-            h, _ = states(decay, added, tl.load(states_before + n * c.BLOCK), c.TILE)
+            h_before = tl.load(states_before + n * c.BLOCK)
+            h, _ = states(decay, entering * B[n][:, None], h_before, c.TILE)
             g, passed = adjoint(decay, d * C[n][:, None], q[n], c.TILE)
             before = before + (passed,)
-            kept = g * (h - added)  # g times decay times the state before
+            # Not g (h - added), which is the same: where the decay underflows, a fused difference is rounding alone.
+            kept = g * decay * delayed(h, h_before, c.TILE)
             of_input += g * B[n][:, None]
             of_decay += kept * A_n[None, :]
             of_A = of_A + (tl.sum(kept * t.delta, 0),)

@@ -5,9 +5,15 @@ import triton.language as tl
 
 
 @triton.jit
+def _decayed(decay, h):
+    """decay * h; zero states stay zero where a growing decay has overflown."""
+    return tl.where(h == 0.0, h, decay * h)
+
+
+@triton.jit
 def _advance(decay0, input0, decay1, input1):
-    """Two steps of h = decay * h + input in one."""
-    return decay0 * decay1, decay1 * input0 + input1
+    """Two segments in one."""
+    return decay0 * decay1, _decayed(decay1, input0) + input1
 
 
 @triton.jit
@@ -45,7 +51,7 @@ def carry_over(
         if begin == 0:
             entry = carries + ((row * segments + (segments - 1 if REVERSE else 0)) * STATES + n) * channels + d
             tl.store(entry, h, mask=valid)
-        end = tl.where((position == 0)[:, None], end + decay * h[None, :], end)
+        end = tl.where((position == 0)[:, None], end + _decayed(decay, h[None, :]), end)
         _, end = tl.associative_scan((decay, end), 0, _advance)
         h = tl.sum(tl.where((position == SEGMENTS - 1)[:, None], end, 0.0), 0)
         after = s - 1 if REVERSE else s + 1

@@ -68,7 +68,7 @@ def backward(dy, x, weight, bias, tables, mirrored, silu) -> tuple[Tensor, Tenso
         ROWS=_ROWS, COLUMNS=_COLUMNS, WIDTH=width, PATHS=merged, warps=_WARPS,
     )  # fmt: skip
     if tables is not None:
-        dx = plain.put(dx.movedim(2, 0), tables, tokens)
+        dx = plain.put(dx.movedim(2, 0), torch.where(tables < tokens, tables, -1), tokens)
     if inputs < dx.shape[1]:
         dx = dx.sum(1, keepdim=True)
     return dx, d_filter[..., :width, :].sum((0, 2)).transpose(1, 2), d_filter[..., width, :].sum((0, 2))

@@ -32,7 +32,7 @@ def _read(row, stride, tables, path, step, steps, tokens, c, exists):
     inside = (step >= 0) & (step < steps)
     token = step
     if tables is not None:
-        token = tl.load(tables + path * steps + step, mask=inside, other=-1)
+        token = tl.load(tables + path.to(tl.int64) * steps + step, mask=inside, other=-1)
         inside = inside & (token >= 0) & (token < tokens)
     return tl.load(row + token.to(tl.int64) * stride + c, mask=inside & exists, other=0.0).to(tl.float32)
 

@@ -68,7 +68,7 @@ def scan_forward(scan, y, z, z_strides, ungated, carries, checkpoints, last_stat
             )
         for first in range(chunk, tl.minimum(chunk + scan.c.CHUNK, sizes.steps), scan.c.TILE):
             t = tile(first, scan, here, rows)
-            B, C = state_inputs(t.x, scan.c)
+            B, C = state_inputs(t, scan.c)
             result = D[None, :] * t.u
             after = ()
             for n in tl.static_range(scan.c.STATES):

@@ -94,7 +94,7 @@ def plan(kernel: str, sequences: int, steps: int, width: int, d_state: int, pack
     tile, pack = wide if packable and width % (2 * _LANES) == 0 and programs >= _FEW else narrow
     programs = sequences * -(-width // (_LANES * pack))
     chunks = -(-steps // CHUNK)
-    segments = 1 if programs >= _FEW else max(1, min(chunks, -(-2 * _FEW // programs)))
+    segments = 1 if programs >= _FEW else max(1, min(chunks, -(-2 * _FEW // max(programs, 1))))
     chosen = Plan(tile, pack, segments)
     forced = _forced or _parse(os.environ.get("VISION_SSM_TRITON_PLAN", ""))
     if forced.get("pack", 1) > 1 and not packable:

@@ -49,7 +49,7 @@ def _rows(dt: Tensor | None, B: Tensor, C: Tensor) -> Tensor:
         width = offset - first.storage_offset()
         return first.as_strided((batch, paths, tokens, width), (*first.stride()[:3], 1)).float()
     rows = torch.cat([B, C], -1).flatten(3)
-    return (rows if dt is None else torch.cat([dt, rows], -1)).float()
+    return (rows if dt is None else torch.cat([dt, rows], -1)).float().contiguous()
 
 
 def _exponents(A: Tensor) -> Tensor:
@@ -68,8 +68,8 @@ class Problem(NamedTuple):
     rows: int  # batch times paths
 
 
-def set_up(kernel, u, dt, A, B, C, D, dt_bias, dt_weight, tables, softplus, y, shared, by_step) -> Problem:
-    """`y` is read or written by path, or `shared` by all paths; in the order of the steps with `by_step`."""
+def set_up(kernel, u, dt, A, B, C, D, dt_bias, dt_weight, tables, softplus, y, shared, by_step, z=None) -> Problem:
+    """`y` is read or written by path, or `shared` by all paths; in the order of the steps with `by_step`; as is `z`."""
     batch, _, tokens, channels = u.shape
     paths, _, d_state = A.shape
     groups = B.shape[3]
@@ -99,10 +99,8 @@ def set_up(kernel, u, dt, A, B, C, D, dt_bias, dt_weight, tables, softplus, y, s
     chunks = -(-steps // CHUNK)
     length = -(-chunks // p.segments) * CHUNK
     segments = -(-steps // length)
-    farthest = max(
-        max(tokens, y.shape[2]) * max(u.stride(2), y.stride(2), x.stride(2)),
-        tokens * max(channels, 2 * d_state, 0 if full is None else full.stride(2)),
-    )
+    rows = [t.stride(2) for t in (u, x, y, full, z) if t is not None] + [channels, 2 * d_state]
+    farthest = max(tokens, steps, y.shape[2]) * max(rows)
     even = rank % 2 == 0 and (d_state == 1 or d_state % 2 == 0)
     constants = Constants(
         STATES=d_state,
@@ -111,7 +109,7 @@ def set_up(kernel, u, dt, A, B, C, D, dt_bias, dt_weight, tables, softplus, y, s
         BLOCK=p.block,
         PACK=p.pack,
         CHUNK=CHUNK,
-        PAIRED=even and all(s % 2 == 0 for s in (*strides_of(x), x.storage_offset())),
+        PAIRED=even and all(s % 2 == 0 for s in strides_of(x)) and x.data_ptr() % 8 == 0,
         WIDE=farthest >= 2**31,
         MASKED=width % p.block != 0,
         PADS=visits(tables, 0, tokens).pads,

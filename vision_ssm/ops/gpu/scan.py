@@ -65,8 +65,11 @@ def _forward(u, dt, A, B, C, D, dt_bias, dt_weight, tables, z, out_tokens, softp
     by_step = not written.once  # tokens with several values: they are added up afterwards
     alone = not by_step and paths == outputs  # the scan's output is the result
     new = u.new_empty if by_step or written.all_of(out_tokens) else u.new_zeros
-    y = new(batch, paths, steps if by_step else out_tokens, channels, dtype=torch.float32 if by_step else u.dtype)
-    problem = set_up("forward", u, dt, A, B, C, D, dt_bias, dt_weight, tables, softplus, y, False, by_step)
+    # Parts of a sum are kept in float16 only where the sum is: several may cancel that alone are out of its range.
+    wide = by_step or (u.dtype == torch.float16 and not alone)
+    y = new(batch, paths, steps if by_step else out_tokens, channels, dtype=torch.float32 if wide else u.dtype)
+    gate = lines(z) if alone else None
+    problem = set_up("forward", u, dt, A, B, C, D, dt_bias, dt_weight, tables, softplus, y, False, by_step, gate)
     carries = None
     if problem.scan.sizes.segments > 1:
         carries = _carries(problem, *_ends(problem), None, False)
@@ -75,7 +78,6 @@ def _forward(u, dt, A, B, C, D, dt_bias, dt_weight, tables, z, out_tokens, softp
     last_state = u.new_empty(batch, paths, d_state, channels, **float32)
     keep = save and z is not None
     ungated = new(y.shape) if keep and alone else u.new_empty(0)
-    gate = lines(z) if alone else None
     pack = problem.plan.pack
     if gate is not None and any(s % pack for s in strides_of(gate)):
         gate = gate.contiguous()
@@ -160,16 +162,17 @@ def _backward(dy, d_last_state, u, dt, A, B, C, D, dt_bias, dt_weight, tables, c
         first = d_last_state.float().transpose(2, 3).reshape(batch * paths, d_state, channels).contiguous()
     carries = first if first is None else first.unsqueeze(1)
     if sizes.segments > 1:
-        _, sums = _ends(problem)
-        ends = sums.new_empty(problem.rows, sizes.segments, d_state, channels)
-        _run(scan_adjoint_ends, problem, dy, ends)
+        ends = checkpoints.new_empty(problem.rows, sizes.segments, d_state, channels)
+        sums = checkpoints.new_empty(problem.rows, sizes.segments, channels)
+        _run(scan_adjoint_ends, problem, dy, ends, sums)
         carries = _carries(problem, ends, sums, first, True)
     read = visits(tables, 0, tokens)
     by_step = not read.once  # tokens with several gradients: they are added up afterwards
     length = sizes.steps if by_step else tokens
     float32 = dict(dtype=torch.float32)
     new = u.new_empty if by_step or read.all_of(tokens) else u.new_zeros
-    du = new(batch, paths, length, channels, dtype=torch.float32 if by_step else u.dtype)
+    wide = by_step or (u.dtype == torch.float16 and inputs < paths)
+    du = new(batch, paths, length, channels, dtype=torch.float32 if wide else u.dtype)
     if dt_weight is None:
         d_dt = new(batch, paths, length, channels, dtype=torch.float32 if by_step else dt.dtype)
     else:  # the input of matrix products, one a path over the whole batch; float16 may not hold it

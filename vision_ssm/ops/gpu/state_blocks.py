@@ -27,6 +27,9 @@ def split(blocks: int, u, dt, A, B, C, D, dt_bias, dt_weight, tables) -> tuple[T
     def repeated(x: Tensor | None, path: int) -> Tensor | None:
         return None if x is None else x.repeat_interleave(blocks, path)
 
+    if tables is not None:
+        with torch.inference_mode(False):  # nothing is remembered of inference tensors
+            tables = remember(repeated(tables, 1), tables)
     if D is not None:
         D = torch.stack([D, *[torch.zeros_like(D)] * (blocks - 1)], 1).flatten(0, 1)
     return (
@@ -38,7 +41,7 @@ def split(blocks: int, u, dt, A, B, C, D, dt_bias, dt_weight, tables) -> tuple[T
         D,
         repeated(dt_bias, 0),
         repeated(dt_weight, 0),
-        None if tables is None else remember(repeated(tables, 1), tables),
+        tables,
     )
 
 
@@ -48,8 +51,8 @@ def split_states(blocks: int, states: Tensor) -> Tensor:
 
 
 def join_states(blocks: int, states: Tensor, d_state: int) -> Tensor:
-    """[b, k blocks, d, n / blocks] to [b, k, d, n]"""
-    return _joined(states, blocks, 1, d_state)
+    """[b, k blocks, d, n / blocks] to [b, k, d, n], in memory [b, k, n, d]"""
+    return _joined(states, blocks, 1, d_state).transpose(2, 3).contiguous().transpose(2, 3)
 
 
 def join_gradients(blocks: int, inputs: int, d_state: int, du, d_dt, dA, dB, dC, dD, d_bias, d_weight) -> tuple:

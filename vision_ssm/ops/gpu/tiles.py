@@ -222,10 +222,23 @@ def two(pointer, PAIRED: tl.constexpr):
 
 
 @triton.jit
-def state_inputs(x, c):
-    """B and C of every state, [TILE] each, from the addresses of rows (B, C)."""
+def _real(values, t, PADS: tl.constexpr):
+    """A tuple of [TILE], zero at steps without a token."""
+    if PADS:
+        kept = ()
+        for i in tl.static_range(len(values)):
+            kept = kept + (tl.where(t.real, values[i], 0.0),)
+        return kept
+    else:
+        return values
+
+
+@triton.jit
+def state_inputs(t, c):
+    """B and C of every state at the steps of a tile, [TILE] each."""
     B = ()
     C = ()
+    x = t.x
     if c.STATES == 1:
         b, c_ = two(x, c.PAIRED)
         B = (b,)
@@ -239,7 +252,7 @@ def state_inputs(x, c):
         if c.STATES % 2 == 1:
             B = B + (tl.load(x + c.STATES - 1),)
             C = C + (tl.load(x + 2 * c.STATES - 1),)
-    return B, C
+    return _real(B, t, c.PADS), _real(C, t, c.PADS)
 
 
 @triton.jit
@@ -348,7 +361,7 @@ def states(decay, inputs, h, TILE: tl.constexpr):
 @triton.jit
 def pass_through(t, A, h, c):
     """The states after a tile: a tuple of d_state rows [BLOCK], as are A and h."""
-    B, _ = state_inputs(t.x, c)
+    B, _ = state_inputs(t, c)
     after = ()
     for n in tl.static_range(c.STATES):
         _, last = states(tl.math.exp2(t.delta * A[n][None, :]), t.delta * t.u * B[n][:, None], h[n], c.TILE)

@@ -20,6 +20,7 @@ from .visits import visits
 __all__ = ["available", "library"]
 
 _ABI_VERSION = 1
+STATES_DIM = 6  # dimensions of the states kept for the backward pass
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _NAMES = {"darwin": "libvision_ssm_cpu.dylib", "win32": "libvision_ssm_cpu.dll"}
 

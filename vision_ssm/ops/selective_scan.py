@@ -125,7 +125,7 @@ def _backward(
         dy, dz = (gpu.load("scan").gate if backend == "triton" else plain.gate)(dy, z, ungated, u.dtype)
     args = u, dt, A, B, C, D, dt_bias, dt_weight, tables
     if backend == "cpu":
-        if states.numel() == 0:  # saved by another backend, or not at all
+        if states.dim() != cpu.STATES_DIM:  # saved by another backend, or not at all
             _, _, states, _ = cpu.scan_forward(*args[:6], None, *args[6:], dy.shape[2], softplus, merge, True)
         gradients = cpu.scan_backward(dy, d_last_state, *args, states, softplus, merge)
     elif backend == "triton":

@@ -11,9 +11,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
-__all__ = ["CHUNK", "Plan", "plan", "state_blocks", "states_shape", "use_plan"]
+__all__ = ["CHUNK", "STATES_DIM", "Plan", "plan", "state_blocks", "states_shape", "use_plan"]
 
 CHUNK = 64  # steps between the states that training keeps
+STATES_DIM = 4  # dimensions of these states
 _LANES = 32
 # Programs of one warp below which a sequence is cut into segments: eight on each of the 132 multiprocessors of a
 # large GPU hide the latency of their loads. Segments cost a second pass over the inputs.

@@ -83,14 +83,15 @@ def set_up(kernel, u, dt, A, B, C, D, dt_bias, dt_weight, tables, softplus, y, s
     packable = width % 2 == 0 and all(s % 2 == 0 for strides in wide for s in strides)
     p = plan(kernel, batch * paths * groups, steps, width, d_state, packable)
     u_strides, dt_strides, y_strides = (odd(*(s // p.pack for s in strides)) for strides in wide)
+    D, dt_bias = lines(D), lines(dt_bias)
     by_path = [0 if parameter is None else odd(parameter.stride(0))[0] for parameter in (D, dt_bias)]
     inputs = Inputs(
         u,
         full,
         x,
         _exponents(A),
-        lines(D),
-        lines(dt_bias),
+        D,
+        dt_bias,
         None if rank == 0 else dt_weight.transpose(1, 2).contiguous(),
         None if tables is None else tables[0],
         None if tables is None or by_step else tables[1],

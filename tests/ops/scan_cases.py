@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -112,6 +112,87 @@ def check(
             if not error <= tolerance[name]:
                 wrong.append(f"{backend}: {name} is off by {error:.1e}, allowed are {tolerance[name]:.0e}")
     assert not wrong, "; ".join(wrong)
+
+
+def convert(tensors: dict, dtypes: dict[str, torch.dtype]) -> dict:
+    """Tensors in the given dtypes, float32 where there is none."""
+    return {name: x.to(dtypes.get(name, torch.float32)) for name, x in tensors.items()}
+
+
+# (dtype of each argument, tolerance)
+DTYPES = {
+    "bfloat16 input": (dict.fromkeys("uz", torch.bfloat16), BFLOAT16),
+    "bfloat16 parameters": (dict.fromkeys(("dt", "B", "C"), torch.bfloat16), BFLOAT16 | dict(y=1e-6, last_state=1e-6)),
+    "bfloat16": (dict.fromkeys(("u", "dt", "B", "C", "z"), torch.bfloat16), BFLOAT16),
+    "all bfloat16": (dict.fromkeys(FLOAT32, torch.bfloat16), BFLOAT16),
+    "float16": (dict.fromkeys(("u", "dt", "B", "C", "z"), torch.float16), FLOAT16),
+    "float16 parameters": (dict.fromkeys(("dt", "B", "C"), torch.float16), FLOAT16 | dict(y=1e-6, last_state=1e-6)),
+}
+
+
+def _transposed(x: Tensor) -> Tensor:
+    return x.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+def _strided(x: Tensor) -> Tensor:
+    """Every second entry of a larger tensor, in each dimension."""
+    return torch.full([2 * n for n in x.shape], torch.nan, dtype=x.dtype)[
+        tuple(slice(1, None, 2) for _ in x.shape)
+    ].copy_(x)
+
+
+def _batch_last(x: Tensor) -> Tensor:
+    return x.movedim(0, -1).contiguous().movedim(-1, 0)
+
+
+def _unaligned(x: Tensor) -> Tensor:
+    return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+
+
+LAYOUTS = dict(transposed=_transposed, strided=_strided, batch_last=_batch_last, unaligned=_unaligned)
+
+
+def with_dt(change: Callable[[Tensor], Tensor], **kwargs) -> tuple[dict, dict]:
+    """Arguments whose dt is changed."""
+    tensors, options = arguments(**dict(tokens=70, channels=20, d_state=5, bias=False) | kwargs)
+    return tensors | dict(dt=change(tensors["dt"])), options
+
+
+def _some(x: Tensor, value: float) -> Tensor:
+    """Every third value replaced."""
+    return torch.where(torch.arange(x.numel()).view(x.shape) % 3 == 0, value, x)
+
+
+# What makes of moderate dt others.
+STEP_SIZES = {
+    "large": lambda dt: dt + 50,
+    "huge, decay 0": lambda dt: dt + 1e4,
+    "huge here and there": lambda dt: _some(dt, 1e30),
+    "small": lambda dt: dt - 20,
+    "-100 here and there": lambda dt: _some(dt, -100.0),
+    "infinitely small here and there": lambda dt: _some(dt, -math.inf),
+}
+
+
+def growing(tokens: int, exponents: Tensor, first: float) -> tuple[dict, dict]:
+    """One state of every channel that starts at `first` and grows by exp(exponent) with each step."""
+    tensors, options = arguments(
+        batch=1,
+        tokens=tokens,
+        channels=len(exponents),
+        d_state=1,
+        paths=1,
+        skip=False,
+        gate=False,
+        bias=False,
+        softplus=False,
+    )
+    u = torch.zeros_like(tensors["u"])
+    u[:, :, 0] = first
+    ones = dict(A=torch.ones_like(tensors["A"]), B=torch.ones_like(tensors["B"]), C=torch.ones_like(tensors["C"]))
+    dt = exponents.expand_as(tensors["dt"]).clone()
+    dt[:, :, 0] = 1
+    return ones | dict(u=u, dt=dt), options
 
 
 INSTRUCTION_SETS = {

@@ -5,14 +5,16 @@ import torch
 from hypothesis import given, settings
 from ops.scan_cases import (
     BFLOAT16,
-    FLOAT16,
+    DTYPES,
     FLOAT32,
     FLOAT64,
     INSTRUCTION_SETS,
+    LAYOUTS,
     TABLE_KINDS,
     arguments,
     cases,
     check,
+    convert,
     instruction_set,
     operator,
     random_tables,
@@ -80,61 +82,28 @@ def test_float64(case):
     check({name: x.double() for name, x in tensors.items()}, options, FLOAT64)
 
 
-def _convert(tensors: dict, dtypes: dict[str, torch.dtype]) -> dict:
-    return {name: x.to(dtypes.get(name, torch.float32)) for name, x in tensors.items()}
-
-
-DTYPES = {
-    "bfloat16 input": (dict.fromkeys("uz", torch.bfloat16), BFLOAT16),
-    "bfloat16 parameters": (dict.fromkeys(("dt", "B", "C"), torch.bfloat16), BFLOAT16 | dict(y=1e-6, last_state=1e-6)),
-    "bfloat16": (dict.fromkeys(("u", "dt", "B", "C", "z"), torch.bfloat16), BFLOAT16),
-    "all bfloat16": (dict.fromkeys(FLOAT32, torch.bfloat16), BFLOAT16),
-    "float16": (dict.fromkeys(("u", "dt", "B", "C", "z"), torch.float16), FLOAT16),
-    "float16 parameters": (dict.fromkeys(("dt", "B", "C"), torch.float16), FLOAT16 | dict(y=1e-6, last_state=1e-6)),
-}
-
-
 @pytest.mark.parametrize("kind", DTYPES)
 @settings(max_examples=10)
 @given(case=cases(tokens=(2, 33, 65), channels=(7, 33), d_state=(1, 3, 16)))
 def test_reduced_precision(kind, case):
     dtypes, tolerance = DTYPES[kind]
     tensors, options = arguments(**case)
-    check(_convert(tensors, dtypes), options, tolerance)
+    check(convert(tensors, dtypes), options, tolerance)
 
 
 @pytest.mark.parametrize("wide", ["u", "dt", "A", "B", "dt_weight"])
 def test_one_float64_among_float32(wide):
     """It is computed at least as precisely as float32 alone."""
     tensors, options = arguments(rank=3)
-    check(_convert(tensors, {wide: torch.float64}), options)
+    check(convert(tensors, {wide: torch.float64}), options)
 
 
-def _transposed(x):
-    return x.transpose(-1, -2).contiguous().transpose(-1, -2)
-
-
-def _strided(x):
-    """Every second entry of a larger tensor, in each dimension."""
-    return torch.full([2 * n for n in x.shape], torch.nan, dtype=x.dtype)[
-        tuple(slice(1, None, 2) for _ in x.shape)
-    ].copy_(x)
-
-
-def _batch_last(x):
-    return x.movedim(0, -1).contiguous().movedim(-1, 0)
-
-
-def _unaligned(x):
-    return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
-
-
-@pytest.mark.parametrize("layout", [_transposed, _strided, _batch_last, _unaligned])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("rank", [0, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_any_strides(layout, rank, dtype):
     tensors, options = arguments(channels=34, d_state=5, groups=2, paths=2, rank=rank, shared=False, tokens=35)
-    tensors = {name: layout(x.to(dtype)) for name, x in tensors.items()}
+    tensors = {name: LAYOUTS[layout](x.to(dtype)) for name, x in tensors.items()}
     check(tensors, options, FLOAT32 if dtype == torch.float32 else BFLOAT16)
 
 

@@ -1,6 +1,5 @@
 """Selective scan at the edges of its numbers: overflow, underflow, NaN, long memory, tensors beyond 2^31 elements."""
 
-import math
 import shutil
 
 import pytest
@@ -9,12 +8,15 @@ from ops import oracle
 from ops.scan_cases import (
     FLOAT32,
     INSTRUCTION_SETS,
+    STEP_SIZES,
     arguments,
     check,
+    growing,
     instruction_set,
     operator,
     random_tables,
     results,
+    with_dt,
 )
 
 from vision_ssm.ops import available_backends, scan_tokens, use_backend
@@ -39,84 +41,43 @@ def test_gradcheck(backend, kind):
         )
 
 
-def _with_dt(change, **kwargs):
-    tensors, options = arguments(tokens=70, channels=20, d_state=5, bias=False, **kwargs)
-    return tensors | dict(dt=change(tensors["dt"])), options
-
-
-def _some(x, value):
-    """Every third value replaced."""
-    return torch.where(torch.arange(x.numel()).view(x.shape) % 3 == 0, value, x)
-
-
-EXTREMES = {
-    "large": lambda dt: dt + 50,
-    "huge, decay 0": lambda dt: dt + 1e4,
-    "huge here and there": lambda dt: _some(dt, 1e30),
-    "small": lambda dt: dt - 20,
-    "-100 here and there": lambda dt: _some(dt, -100.0),
-    "infinitely small here and there": lambda dt: _some(dt, -math.inf),
-}
-
-
-@pytest.mark.parametrize("kind", EXTREMES)
+@pytest.mark.parametrize("kind", STEP_SIZES)
 @pytest.mark.parametrize("skip", [True, False])
 def test_step_sizes(kind, skip):
-    check(*_with_dt(EXTREMES[kind], skip=skip))
+    check(*with_dt(STEP_SIZES[kind], skip=skip))
 
 
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
-@pytest.mark.parametrize("kind", EXTREMES)
+@pytest.mark.parametrize("kind", STEP_SIZES)
 def test_step_sizes_on_every_instruction_set(name, kind):
     with instruction_set(name):
-        check(*_with_dt(EXTREMES[kind]), backends=["cpu"])
+        check(*with_dt(STEP_SIZES[kind]), backends=["cpu"])
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 0.5])
 def test_steps_without_softplus(value):
-    check(*_with_dt(lambda dt: torch.full_like(dt, value), softplus=False))
+    check(*with_dt(lambda dt: torch.full_like(dt, value), softplus=False))
 
 
 def test_negative_steps():
     """Without softplus a state may grow: the roundings of all 70 decays are carried to the end."""
-    tensors, options = _with_dt(lambda dt: torch.full_like(dt, -0.01), softplus=False)
+    tensors, options = with_dt(lambda dt: torch.full_like(dt, -0.01), softplus=False)
     check(tensors, options, {name: limit + 70 * 6e-8 for name, limit in FLOAT32.items()})
 
 
 def test_steps_of_minus_100_everywhere_leave_the_skip():
-    tensors, options = _with_dt(lambda dt: torch.full_like(dt, -100.0), gate=False)
+    tensors, options = with_dt(lambda dt: torch.full_like(dt, -100.0), gate=False)
     for backend in BACKENDS:
         with use_backend(backend):
             y = scan_tokens(**tensors, **options)
         torch.testing.assert_close(y, (tensors["u"] * tensors["D"][:, None]).sum(1, keepdim=True), rtol=1e-6, atol=1e-6)
 
 
-def _growing(tokens: int, exponents: torch.Tensor, first: float) -> tuple[dict, dict]:
-    """One state of every channel that starts at `first` and grows by exp(exponent) with each step."""
-    tensors, options = arguments(
-        batch=1,
-        tokens=tokens,
-        channels=len(exponents),
-        d_state=1,
-        paths=1,
-        skip=False,
-        gate=False,
-        bias=False,
-        softplus=False,
-    )
-    u = torch.zeros_like(tensors["u"])
-    u[:, :, 0] = first
-    ones = dict(A=torch.ones_like(tensors["A"]), B=torch.ones_like(tensors["B"]), C=torch.ones_like(tensors["C"]))
-    dt = exponents.expand_as(tensors["dt"]).clone()
-    dt[:, :, 0] = 1
-    return ones | dict(u=u, dt=dt), options
-
-
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
 def test_growth_by_one_step(name):
     """Up to the largest float32, exp(88.72), a decay above one is exact; beyond it is infinite."""
     exponents = torch.tensor([0.5, 10.0, 60.0, 87.0, 87.9, 88.1, 88.4, 88.7, 88.8, 100.0, 1e10, 0.0, -87.5, -60.0])
-    tensors, options = _growing(2, exponents, 1e-30)
+    tensors, options = growing(2, exponents, 1e-30)
     expected = oracle.scan(**tensors, **options)[0][0, 0, 1].float()
     expected[exponents > 88.72] = torch.inf
     with instruction_set(name), use_backend("cpu"):
@@ -127,7 +88,7 @@ def test_growth_by_one_step(name):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_growth_to_infinity(backend):
-    tensors, options = _growing(200, torch.tensor([0.1, 0.5, 1.0, 3.0, 7.0]), 1.0)
+    tensors, options = growing(200, torch.tensor([0.1, 0.5, 1.0, 3.0, 7.0]), 1.0)
     expected = oracle.scan(**tensors, **options)[0].float()
     with use_backend(backend):
         y = scan_tokens(**tensors, **options)
@@ -140,7 +101,7 @@ def test_growth_to_infinity(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_growth_from_nothing(backend):
     """What would have grown to infinity leaves a state of zero as it is."""
-    tensors, options = _growing(200, torch.tensor([0.1, 1.0, 7.0, 40.0]), 0.0)
+    tensors, options = growing(200, torch.tensor([0.1, 1.0, 7.0, 40.0]), 0.0)
     tensors["u"][:, :, 198] = 1
     with use_backend(backend):
         y = scan_tokens(**tensors, **options)

@@ -92,7 +92,7 @@ def conv_backward_filter(
     for i in range(TILES):
         step = first + i * ROWS + tl.arange(0, ROWS)[:, None]
         kept = (step < steps) & exists
-        place = _row(dy, batch, path, dy_strides) + step.to(tl.int64) * dy_strides[2] + c * dy_strides[3]
+        place = _row(dy, batch, path, dy_strides) + step.to(tl.int64) * dy_strides[2] + c.to(tl.int64) * dy_strides[3]
         d = tl.load(place, mask=kept, other=0.0).to(tl.float32)
         if SILU:
             value = _before_silu(

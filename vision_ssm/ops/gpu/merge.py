@@ -50,9 +50,10 @@ def gate_backward(
     batch, t, c, exists = _rows(tokens, channels, ROWS, COLUMNS)
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for k in tl.static_range(PATHS):
-        place = ((batch * PATHS + k) * tokens + t) * channels + c
-        value = tl.load(z + batch * z_batch + k * z_path + t * z_token + c, mask=exists, other=0.0).to(tl.float32)
-        dy_place = batch * dy_batch + k * dy_path + t * dy_token + c * dy_channel
+        path = tl.full([1, 1], k, tl.int64)
+        place = ((batch * PATHS + path) * tokens + t) * channels + c
+        value = tl.load(z + batch * z_batch + path * z_path + t * z_token + c, mask=exists, other=0.0).to(tl.float32)
+        dy_place = batch * dy_batch + path * dy_path + t * dy_token + c.to(tl.int64) * dy_channel
         d = tl.load(dy + dy_place, mask=exists, other=0.0).to(tl.float32)
         y = tl.load(ungated + place, mask=exists, other=0.0).to(tl.float32)
         silu, gate = _silu(value)

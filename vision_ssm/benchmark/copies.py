@@ -48,13 +48,13 @@ def _put(y: Tensor, path: ScanPath, grid: Sequence[int]) -> Tensor:
 
 def _merge(y: Tensor, paths: Sequence[ScanPath], grid: Sequence[int]) -> Tensor:
     """(batch, K, channels, steps) to the sum over the paths, (batch, channels, *grid)."""
-    parts = [_put(y[:, k], path, grid) for k, path in enumerate(paths)]
     total = y.new_empty(y.shape[0], y.shape[2], *grid)
-    if len(parts) == 1:
-        return total.copy_(parts[0])
-    torch.add(*parts[:2], out=total)
-    for part in parts[2:]:
-        total += part
+    first = _put(y[:, 0], paths[0], grid)
+    if len(paths) == 1:
+        return total.copy_(first)
+    torch.add(first, _put(y[:, 1], paths[1], grid), out=total)
+    for k in range(2, len(paths)):
+        total += _put(y[:, k], paths[k], grid)
     return total
 
 

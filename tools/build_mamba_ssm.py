@@ -9,6 +9,9 @@ to nine architectures, whatever TORCH_CUDA_ARCH_LIST says, and in C++17, which n
 choices are taken out of the unpacked copy, and nothing else. Compiling takes long: nine files of heavy templates, one
 at a time by default.
 
+Verified with mamba_ssm 2.3.2.post1, nvcc 13.0, Python 3.12 and torch 2.11.0 (CUDA 13.0) for 9.0: a wheel of 39 MB after
+18 minutes, one file at a time; cuobjdump lists sm_90 alone in its library, no PTX; it loads without a GPU.
+
 Install the wheel with `pip install --no-deps`: the benchmark takes the kernel and one class out of it, and the package
 would want much more for its language models.
 """

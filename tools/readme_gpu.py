@@ -5,7 +5,8 @@ __all__ = ["gpu_speed"]
 _COMMANDS = (
     "`vision-ssm benchmark ops --device cuda -o tools/results/gpu-ops.json` and "
     "`vision-ssm benchmark models --device cuda -o tools/results/gpu-models.json`, "
-    "then `python tools/readme_figures.py`"
+    "then `python tools/readme_figures.py`. mamba_ssm's kernel takes part where it is installed, which "
+    "`tools/build_mamba_ssm.py` builds"
 )
 _NONE = f"No GPU figures have been measured yet. To measure them on a machine with an NVIDIA GPU:\n{_COMMANDS}."
 

@@ -186,6 +186,20 @@ def test_names_of_our_kernels():
     assert {"scan_forward", "scan_backward", "merge_paths", "carry_over"} <= gpu_models.kernel_names()
 
 
+def test_machine_names_what_figures_depend_on(monkeypatch):
+    about = SimpleNamespace(
+        name="G", major=9, minor=0, multi_processor_count=2, total_memory=2**31, L2_cache_size=3 * 2**20
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
+    monkeypatch.setattr(meter.subprocess, "run", lambda *args, **options: SimpleNamespace(stdout="580.1\n"))
+    monkeypatch.setattr(meter, "machine", lambda: dict(commit=None, torch="2"))
+    monkeypatch.setenv("VISION_SSM_COMMIT", "abc")
+    where = meter.gpu_machine()
+    assert where["gpu"] == "G" and where["compute_capability"] == "9.0" and where["driver"] == "580.1"
+    assert where["memory_gib"] == 2.0 and where["l2_mib"] == 3.0
+    assert {"cuda", "triton", "torch"} <= where.keys() and where["commit"] == "abc"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_meter_says_so():
     with pytest.raises(RuntimeError, match=r"no NVIDIA GPU|without CUDA"):

@@ -48,9 +48,13 @@ def _put(y: Tensor, path: ScanPath, grid: Sequence[int]) -> Tensor:
 
 def _merge(y: Tensor, paths: Sequence[ScanPath], grid: Sequence[int]) -> Tensor:
     """(batch, K, channels, steps) to the sum over the paths, (batch, channels, *grid)."""
-    total = _put(y[:, 0], paths[0], grid)
-    for k in range(1, len(paths)):
-        total = total + _put(y[:, k], paths[k], grid)
+    total = y.new_empty(y.shape[0], y.shape[2], *grid)
+    first = _put(y[:, 0], paths[0], grid)
+    if len(paths) == 1:
+        return total.copy_(first)
+    torch.add(first, _put(y[:, 1], paths[1], grid), out=total)
+    for k in range(2, len(paths)):
+        total += _put(y[:, k], paths[k], grid)
     return total
 
 
@@ -98,9 +102,9 @@ def copy_scan_merge(
     grid = x.shape[3:]
     with torch.autocast(x.device.type, enabled=False):
         sequences = _Copies.apply(x, paths)
-        projected = torch.einsum("bkdl,kcd->bkcl", sequences, p["x_proj"].to(x.dtype).expand(K, -1, -1))
-        dt, B, C = projected.split([R, N, N], dim=2)
-        dt = torch.einsum("bkrl,kdr->bkdl", dt, p["dt_proj"].to(x.dtype).expand(K, -1, -1))
+        # Products in the order of the maps: einsum would copy them into another.
+        dt, B, C = torch.matmul(p["x_proj"].to(x.dtype).expand(K, -1, -1), sequences).split([R, N, N], dim=2)
+        dt = torch.matmul(p["dt_proj"].to(x.dtype).expand(K, -1, -1), dt)
         y = scan(
             sequences.flatten(1, 2),
             dt.flatten(1, 2),

@@ -153,6 +153,7 @@ def _contestants(case: Case, reference: Callable | None, grad: bool) -> dict[str
             with use_backend(backend):
                 return ours()
 
+        call.backend = backend
         return call
 
     calls = {name: on(name) for name in ("cpu", "chunked") if name in available_backends()}
@@ -185,7 +186,12 @@ def run(reference: Callable | None = None, rounds: int = 30, seconds: float = 60
                 raise RuntimeError(f"{case.name}: other results than ours, {wrong}")
 
             def backward(call: Callable[[], Tensor]) -> Callable[[], object]:
-                return lambda: torch.autograd.grad(call().sum(), call.leaves)
+                def run() -> tuple[Tensor, ...]:
+                    backend = getattr(call, "backend", None)  # of both passes
+                    with use_backend(backend) if backend else contextlib.nullcontext():
+                        return torch.autograd.grad(call().sum(), call.leaves)
+
+                return run
 
             timed = {name: backward(call) if grad else call for name, call in calls.items()}
             with torch.set_grad_enabled(grad):

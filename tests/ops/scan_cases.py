@@ -92,7 +92,7 @@ def results(function, tensors: dict, options: dict, seed: int = 1) -> dict[str, 
     leaves = {name: x.detach().requires_grad_() for name, x in tensors.items()}
     y, last_state = function(**leaves, **options)
     random = torch.Generator().manual_seed(seed)
-    given = [torch.randn(x.shape, generator=random).bfloat16().to(x.dtype) for x in (y, last_state)]
+    given = [torch.randn(x.shape, generator=random).bfloat16().to(x.device, x.dtype) for x in (y, last_state)]
     gradients = torch.autograd.grad([y, last_state], list(leaves.values()), given, materialize_grads=True)
     return dict(y=y, last_state=last_state) | dict(zip(leaves, gradients, strict=True))
 

@@ -42,7 +42,10 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 tl, conv_kernels, tiles = map(
     importlib.import_module, ("triton.language", "vision_ssm.ops.gpu.conv_kernels", "vision_ssm.ops.gpu.tiles")
 )
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the kernels on this machine's GPU")
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the kernels on this machine's GPU"),
+    pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning"),  # NumPy's, of infinities
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,7 +79,7 @@ def _with_tables(kind: str, tokens: int = 9, paths: int = 2, seed: int = 0, **kw
 @st.composite
 def small_cases(draw):
     """Arguments of every shape and with every option, of few programs."""
-    case = draw(cases(tokens=(1, 2, 5, 9, 17), channels=(1, 3, 7, 16, 33), d_state=(1, 2, 3, 4, 5, 16, 17, 20)))
+    case = draw(cases(tokens=(1, 2, 3, 5, 9), channels=(1, 3, 7, 16, 33), d_state=(1, 2, 3, 4, 5, 16, 17, 20)))
     few = dict(groups=case["groups"] if case["groups"] <= 3 else 1, batch=1 if case["paths"] > 2 else case["batch"])
     return case | few | dict(rank=draw(st.sampled_from([0, 1, 2, 3, 4])))
 

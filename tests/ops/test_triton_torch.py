@@ -71,7 +71,7 @@ def _looks(tensors: list[torch.Tensor]) -> list[tuple]:
     return [(x.shape, x.dtype, stride) for x, stride in zip(tensors, strides, strict=True)]
 
 
-@settings(max_examples=12, phases=[Phase.explicit, Phase.generate])  # shrinking would take minutes
+@settings(max_examples=10, phases=[Phase.explicit, Phase.generate])  # shrinking would take minutes
 @given(
     kind=st.sampled_from(TABLE_KINDS),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),

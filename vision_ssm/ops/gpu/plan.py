@@ -39,7 +39,7 @@ class Plan:
 # (kernel, most states) -> (tile, pack) where the channels fill two lanes' worth, and otherwise.
 _TABLE = {
     "forward": (
-        (2, (8, 2), (16, 1)),
+        (2, (8, 2), (8, 1)),
         (16, (4, 2), (4, 1)),
     ),
     "backward": (

@@ -42,7 +42,8 @@ def _installed() -> bool:
 
 @functools.cache
 def _capable(index: int) -> bool:
-    return torch.version.cuda is not None and torch.cuda.get_device_capability(index) >= _OLDEST
+    nvidia = torch.version.cuda is not None and torch.cuda.is_available()
+    return nvidia and torch.cuda.get_device_capability(index) >= _OLDEST
 
 
 def available() -> bool:
@@ -58,7 +59,8 @@ def runs_on(device: torch.device) -> bool:
         return _installed() and interpreting()
     if device.type != "cuda" or not _installed():
         return False
-    return _capable(torch.cuda.current_device() if device.index is None else device.index)
+    current = torch.cuda.current_device() if torch.cuda.is_initialized() else 0  # fake tensors need no GPU
+    return _capable(current if device.index is None else device.index)
 
 
 def load(name: str) -> ModuleType:

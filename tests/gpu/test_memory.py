@@ -53,7 +53,7 @@ def test_another_device(cuda):
 
 def test_what_inference_keeps(cuda):
     """Nothing but the output: no states, no copy of an input."""
-    tensors, options = arguments(batch=4, tokens=2000, channels=256, d_state=16, rank=8, paths=1, gate=False)
+    tensors, options = arguments(batch=32, tokens=2000, channels=256, d_state=16, rank=8, paths=1, gate=False)
     x = torch.cat([tensors["dt"], tensors["B"].squeeze(3), tensors["C"].squeeze(3)], -1)
     dt, B, C = x.to(cuda).split([8, 16, 16], -1)
     tensors = moved(tensors, cuda) | dict(dt=dt, B=B.unsqueeze(3), C=C.unsqueeze(3))
@@ -72,7 +72,11 @@ def test_what_inference_keeps(cuda):
 
 
 def _free() -> int:
-    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 2**40
+    """Bytes of memory."""
+    if not torch.cuda.is_available():
+        return 2**40
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info()[0]
 
 
 def _volume(tokens: int, paths: int, channels: int, device: torch.device) -> dict:
@@ -108,7 +112,7 @@ def test_volumes(paths, tokens, sized, device):
     channels, margin = 16, 100
     tokens, window = sized((tokens, 4096), (300, 20))
     paths = sized(paths, 1 if paths == 1 else 2)
-    if _free() < 16 * paths * tokens * channels * 2:
+    if _free() < 20 * paths * tokens * channels:  # in bytes: ten times u
         pytest.skip("not enough free memory")
     tensors = _volume(tokens, paths, channels, device)
     leaves = {name: x.requires_grad_() for name, x in tensors.items()}
@@ -129,7 +133,8 @@ def test_volumes(paths, tokens, sized, device):
             own = (part_y if name == "y" else expected[name])[:, :, inside]
             for k in range(paths):
                 error = oracle.error(whole[:, k].cpu(), own[:, k].cpu())
-                assert error <= BFLOAT16["u"], f"{name} of path {k} from {begin}: {error:.1e}"
+                limit = BFLOAT16["y"] if x.dtype == torch.bfloat16 else 1e-4
+                assert error <= limit, f"{name} of path {k} from {begin} is off by {error:.1e}"
     assert gradients["A"].isfinite().all()
 
 
@@ -170,6 +175,8 @@ def test_no_access_out_of_bounds(device):
     sanitizer = shutil.which("compute-sanitizer")
     command = [sys.executable, "-c", SCRIPT]
     if sanitizer and device.type == "cuda":
-        command = [sanitizer, "--tool", "memcheck", "--error-exitcode", "9", "--print-limit", "5", *command]
+        # PyTorch itself asks for what a driver may not have.
+        options = ["--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", "9", "--print-limit", "5"]
+        command = [sanitizer, *options, *command]
     run = _run(command, 300)
     assert run.returncode == 0 and "finished" in run.stdout, (run.stdout + run.stderr)[-3000:]

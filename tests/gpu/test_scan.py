@@ -37,9 +37,7 @@ SHAPES = [
     dict(batch=1, tokens=130, channels=70, d_state=4, paths=2, groups=1, rank=3, shared=False),
     dict(batch=2, tokens=64, channels=128, d_state=5, paths=1, groups=2, skip=False, gate=False),
     dict(batch=1, tokens=129, channels=40, d_state=8, paths=3, rank=2, bias=False),
-    dict(batch=2, tokens=197, channels=192, d_state=16, paths=2, rank=12),
     dict(batch=1, tokens=70, channels=48, d_state=17, paths=2, merge=False),
-    dict(batch=1, tokens=9, channels=4, d_state=64, paths=1, rank=1),
 ]
 
 
@@ -73,7 +71,7 @@ def test_every_kind_of_table(kind, merge, sized, device):
     check(
         device,
         *arguments(
-            tokens=tokens, channels=20, paths=3, d_state=2, tables=tables, out_tokens=out_tokens, merge=merge, batch=1
+            tokens=tokens, channels=20, paths=3, d_state=1, tables=tables, out_tokens=out_tokens, merge=merge, batch=1
         ),
     )
 
@@ -82,14 +80,14 @@ def test_every_kind_of_table(kind, merge, sized, device):
 def test_reduced_precision(kind, sized, device):
     dtypes, tolerance = DTYPES[kind]
     tables, _ = random_tables("padded", 2, 17)
-    tensors, options = arguments(channels=sized(96, 6), d_state=2, rank=3, tables=tables)
+    tensors, options = arguments(channels=sized(96, 6), d_state=1, rank=3, tables=tables)
     check(device, convert(tensors, dtypes), options, {k: max(v, FLOAT32_GPU[k]) for k, v in tolerance.items()})
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_long_sequences_in_reduced_precision(dtype, sized, device):
     """Rounding of inputs and outputs does not add up along the sequence: states are float32."""
-    tensors, options = arguments(tokens=sized(4000, 70), channels=sized(64, 4), d_state=2, paths=1, rank=2)
+    tensors, options = arguments(tokens=sized(4000, 70), channels=sized(64, 4), d_state=1, paths=1, rank=2)
     tensors = moved(convert(tensors, dict.fromkeys(("u", "dt", "B", "C", "z"), dtype)), device)
     compare(results(operator, tensors, options), float64(tensors, options), BFLOAT16)
 
@@ -98,14 +96,14 @@ def test_long_sequences_in_reduced_precision(dtype, sized, device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_any_strides(layout, dtype, sized, device):
     tensors, options = arguments(
-        channels=sized(34, 6), d_state=5, groups=2, paths=2, shared=False, tokens=sized(35, 5), batch=sized(2, 1)
+        channels=sized(34, 6), d_state=1, groups=2, paths=2, shared=False, tokens=sized(35, 5), batch=sized(2, 1)
     )
     tensors = {name: LAYOUTS[layout](x.to(dtype)) for name, x in tensors.items()}
     check(device, tensors, options, FLOAT32_GPU if dtype == torch.float32 else BFLOAT16)
 
 
 def test_broadcast_inputs(sized, device):
-    tensors, options = arguments(batch=sized(3, 2), channels=16, paths=2, merge=False, tokens=sized(70, 5), d_state=2)
+    tensors, options = arguments(batch=sized(3, 2), channels=16, paths=2, merge=False, tokens=sized(70, 5), d_state=1)
     tensors = moved(tensors, device)
     tensors |= {name: tensors[name][:, :1].expand(-1, 2, *[-1] * (tensors[name].dim() - 2)) for name in ("u", "dt")}
     tensors |= {name: tensors[name][:1].expand(len(tensors["u"]), *[-1] * 4) for name in "BC"}
@@ -114,9 +112,9 @@ def test_broadcast_inputs(sized, device):
 
 @pytest.mark.parametrize("rank", [2, 3])
 def test_views_of_one_projection(rank, sized, device):
-    tensors, options = arguments(tokens=sized(197, 5), channels=sized(96, 6), d_state=4, rank=rank, paths=2)
+    tensors, options = arguments(tokens=sized(197, 5), channels=sized(96, 6), d_state=2, rank=rank, paths=2)
     x = torch.cat([tensors["dt"], tensors["B"].squeeze(3), tensors["C"].squeeze(3)], -1).to(device)
-    dt, B, C = x.split([rank, 4, 4], -1)
+    dt, B, C = x.split([rank, 2, 2], -1)
     on_device = moved(tensors, device) | dict(dt=dt, B=B.unsqueeze(3), C=C.unsqueeze(3))
     compare(results(operator, on_device, options), results(oracle.scan, tensors, options), FLOAT32_GPU)
 
@@ -133,7 +131,7 @@ def test_an_empty_batch(device):
 
 @pytest.mark.parametrize("kind", STEP_SIZES)
 def test_step_sizes(kind, sized, device):
-    check(device, *with_dt(STEP_SIZES[kind], d_state=2, channels=sized(20, 4), batch=1, paths=1))
+    check(device, *with_dt(STEP_SIZES[kind], d_state=1, channels=sized(20, 4), batch=1, paths=1))
 
 
 def test_pure_integrator(sized, device):
@@ -197,30 +195,28 @@ def test_float64_is_a_reference(device):
 
 
 @pytest.mark.parametrize("segments", [1, 2, 7, 200])
-@pytest.mark.parametrize("pack", [1, 2])
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize(("pack", "rank"), [(1, 0), (2, 0), (2, 4)])
 def test_plans(segments, pack, rank, sized, device):
     """Any number of segments, one or two channels a lane: the same result."""
     tokens, channels = sized((8000, 192), (130, 4))
-    tensors, options = arguments(batch=1, tokens=tokens, channels=channels, d_state=2, paths=1, rank=rank)
+    tensors, options = arguments(batch=1, tokens=tokens, channels=channels, d_state=1, paths=1, rank=rank)
     tensors = moved(tensors, device)
     with use_plan(f"segments={segments} pack={pack}"):
         ours = results(operator, tensors, options)
     compare(ours, float64(tensors, options), FLOAT32_GPU)
 
 
-@pytest.mark.parametrize("tile", [2, 4, 8, 16, 32])
+@pytest.mark.parametrize("tile", [2, 4, 16])
 def test_tiles(tile, sized, device):
     tensors, options = arguments(batch=1, tokens=100, channels=sized(32, 2), d_state=1, paths=1)
     with use_plan(f"tile={tile}"):
         check(device, tensors, options)
 
 
-@pytest.mark.parametrize(("d_state", "rank", "kind"), [(16, 12, "permuted"), (1, 6, "padded"), (4, 0, "any")])
+@pytest.mark.parametrize(("d_state", "rank", "kind"), [(16, 12, "permuted"), (1, 6, "padded"), (2, 0, "any")])
 def test_long_sequences(d_state, rank, kind, sized, device):
     """Shapes of Vim and VMamba layers, batch 1, which plans cut into segments by themselves."""
-    tokens, channels = sized((6000, 96), (70, 3))
-    paths = sized(4, 1)
+    (tokens, channels), paths = sized((6005, 96), (70, 3)), sized(2, 1)
     tables, out_tokens = random_tables(kind, paths, tokens)
     tensors, options = arguments(
         batch=1, tokens=tokens, channels=channels, d_state=d_state, rank=rank, paths=paths, tables=tables,
@@ -237,11 +233,11 @@ def test_a_very_long_sequence(sized, device):
 
 
 @pytest.mark.parametrize(
-    ("d_state", "rank", "kind", "batch"), [(16, 12, "permuted", 8), (1, 6, "padded", 64), (2, 0, "any", 1)]
+    ("d_state", "rank", "kind", "batch"), [(16, 12, "permuted", 8), (1, 6, "padded", 500), (2, 0, "any", 1)]
 )
 def test_same_bits_in_twenty_runs(d_state, rank, kind, batch, sized, device):
     """Forward and backward, with whatever else has used the memory in between."""
-    tokens, channels = sized((500, 192), (9, 3))
+    tokens, channels = sized((501, 96), (9, 3))
     tables, out_tokens = random_tables(kind, 2, tokens)
     tensors, options = arguments(
         batch=sized(batch, 1), tokens=tokens, channels=channels, d_state=d_state, rank=rank, tables=tables,
@@ -258,7 +254,7 @@ def test_same_bits_in_twenty_runs(d_state, rank, kind, batch, sized, device):
 
 def test_results_do_not_depend_on_the_batch_around_them(sized, device):
     """Under one plan each image is computed alone."""
-    tensors, options = arguments(batch=3, tokens=sized(300, 9), channels=sized(64, 3), d_state=2, rank=2)
+    tensors, options = arguments(batch=3, tokens=sized(300, 9), channels=sized(64, 3), d_state=1, rank=2)
     tensors = moved(tensors, device)
     with use_plan("tile=4 pack=1 segments=1"):
         together = results(operator, tensors, options)

@@ -123,6 +123,19 @@ def test_cuda_graph(cuda):
         assert all(torch.equal(a, b) for a, b in zip(ours, step(), strict=True))
 
 
+def test_cuda_graph_with_tables_never_seen(cuda):
+    """Capturing waits for no answer about them: the kernels expect anything, as those that ran before did."""
+    tensors, options = _case(True, cuda)
+    fresh = options | dict(tables=options["tables"].clone())
+    with torch.no_grad():
+        expected = scan_tokens(**tensors, **options)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = scan_tokens(**tensors, **fresh)
+        graph.replay()
+    assert torch.equal(y, expected)
+
+
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_activation_checkpointing(use_reentrant, layer):
     module, x = layer

@@ -155,6 +155,17 @@ def test_tokens_left_out_or_met_twice_by_one_side_only(kind):
         _check(tensors, options | dict(tables=torch.stack([read[0], written[1]]), out_tokens=out_tokens))
 
 
+@pytest.mark.parametrize("merge", [True, False])
+def test_tokens_left_out(merge):
+    """No token twice, but some of both sides never: their outputs and gradients are zero."""
+    random = torch.Generator().manual_seed(0)
+    orders = torch.stack([torch.randperm(12, generator=random) for _ in range(4)]).view(2, 2, 12)[..., :7].int()
+    orders[1, 0, 3] = orders[0, 1, 5] = -1
+    tensors, options = _one(tokens=12, paths=2, merge=merge, tables=orders.contiguous(), out_tokens=15)
+    _check(tensors, options)
+    _check(tensors | dict(u=tensors["u"].repeat(1, 2, 1, 1)), options)
+
+
 # Plans
 
 

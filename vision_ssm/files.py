@@ -15,6 +15,8 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     temporary = path.with_name(f".{os.getpid()}-{path.name}")  # the suffix tells writers the format
     try:
         write(temporary)
+        with open(temporary, "rb+") as file:  # on disk before the name points to it, even if the power fails
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

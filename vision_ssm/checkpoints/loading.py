@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .reading import read, unwrap
 
-__all__ = ["CheckpointError", "convert_state_dict", "load_checkpoint", "load_into", "rename"]
+__all__ = ["CheckpointError", "check_state_dict", "convert_state_dict", "load_checkpoint", "load_into", "rename"]
 
 Rule = tuple[str, str | Callable[[re.Match], str]]
 
@@ -66,7 +66,7 @@ def load_checkpoint(model: nn.Module, source: str | Path | Mapping, keep_head: b
     if keep_head:
         state_dict = {k: v for k, v in state_dict.items() if not k.startswith("head.")}
         state_dict |= {k: v for k, v in own.items() if k.startswith("head.")}
-    _check(state_dict, own, model, source)
+    check_state_dict(state_dict, own, model, source, _hint)
     model.load_state_dict(state_dict)
     return model
 
@@ -84,7 +84,7 @@ def load_into(model: nn.Module, path: str) -> None:
     name = f"{model.pretrained_cfg['first_conv']}.weight"
     if name in state_dict and state_dict[name].shape[1] != model.in_chans:
         state_dict[name] = adapt_input_conv(model.in_chans, state_dict[name])
-    _check(state_dict, own, model, path)
+    check_state_dict(state_dict, own, model, path, _hint)
     model.load_state_dict(state_dict)
 
 
@@ -107,7 +107,19 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _check(state_dict: Mapping, own: Mapping, model: nn.Module, source) -> None:
+def check_state_dict(
+    state_dict: Mapping, own: Mapping, model: nn.Module, source, hint: Callable[[object], str] | None = None
+) -> None:
+    """Compare names and shapes of a state dict with the model's own.
+
+    Args:
+        state_dict, own: the loaded tensors and the model's.
+        model, source: named in the message.
+        hint: source to the end of the message, for what the checkpoint may be instead.
+
+    Raises:
+        CheckpointError: keys are missing, unexpected or of another shape; they are named.
+    """
     problems = []
     if missing := [name for name in own if name not in state_dict]:
         problems.append(f"missing: {_some(missing)}")
@@ -123,7 +135,9 @@ def _check(state_dict: Mapping, own: Mapping, model: nn.Module, source) -> None:
     if not problems:
         return
     where = "the state dict" if isinstance(source, Mapping) else str(source)
-    raise CheckpointError(f"{where} does not fit {type(model).__name__}: {'; '.join(problems)}{_hint(source)}")
+    raise CheckpointError(
+        f"{where} does not fit {type(model).__name__}: {'; '.join(problems)}{hint(source) if hint else ''}"
+    )
 
 
 def _hint(source) -> str:

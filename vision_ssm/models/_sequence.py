@@ -89,7 +89,7 @@ class SequenceBackbone(Backbone):
     """Patch embedding -> position table -> blocks -> norm -> pooling -> head.
 
     A family passes its blocks; it should need no other method. Intermediate features are the residual stream after a
-    block (mixer output added), without norm.
+    block (mixer output added), without norm; with the attribute `mixer_taps` the mixer output alone.
 
     Args:
         blocks: built by the family; `dim` wide.
@@ -138,6 +138,7 @@ class SequenceBackbone(Backbone):
         self.rope = rope
         self.dynamic_img_size = dynamic_img_size
         self.grad_checkpointing = False
+        self.mixer_taps = False  # intermediates are mixer outputs, without the residual stream
         self.img_size = to_2tuple(img_size)
         self.patch_embed = PatchEmbed(patch_size, stride or patch_size, in_chans, dim, img_pad, **dd)
         self.grid_size = self._grid(self.img_size)
@@ -330,7 +331,7 @@ class SequenceBackbone(Backbone):
             else:
                 hidden, residual = block(hidden, residual, height, width)
             if i in take:
-                tap = residual + hidden
+                tap = hidden if self.mixer_taps else residual + hidden
                 tap, prefix = self._split(self.norm(tap) if norm else tap, height * width)
                 if output_fmt == "NCHW":
                     tap = tap.reshape(tap.shape[0], height, width, -1).permute(0, 3, 1, 2).contiguous()

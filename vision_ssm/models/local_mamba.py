@@ -91,6 +91,7 @@ class LocalVisionMamba(SequenceBackbone):
             serves all blocks. "searched" are those found for LocalVim-T.
         restore: how vertical scans are put back, see the module.
         class_token: "middle" puts one in the middle of every scan (without rope), None pools the mean.
+        rms_norm: RMSNorm, else LayerNorm (the reference's dense models).
         Others: see `SequenceBackbone`.
     """
 
@@ -104,6 +105,7 @@ class LocalVisionMamba(SequenceBackbone):
         d_state: int = 16,
         restore: Literal["inverse", "twice"] = "inverse",
         class_token: Literal["middle"] | None = None,
+        rms_norm: bool = True,
         global_pool: str | None = None,
         dynamic_img_size: bool = True,
         in_chans: int = 3,
@@ -122,7 +124,7 @@ class LocalVisionMamba(SequenceBackbone):
             paths = [[Middle(path) for path in block] for block in paths]
         rates = block_drop_paths(drop_path_rate, depth)
         blocks = [
-            _LocalBlock(dim, LocalMamba(dim, block_paths, d_state, **dd), drop_path=rate, **dd)
+            _LocalBlock(dim, LocalMamba(dim, block_paths, d_state, **dd), rms_norm, drop_path=rate, **dd)
             for block_paths, rate in zip(paths, rates, strict=False)
         ]
         super().__init__(
@@ -132,6 +134,7 @@ class LocalVisionMamba(SequenceBackbone):
             patch_size,
             class_token=class_token,
             rope=class_token is None,
+            rms_norm=rms_norm,
             global_pool=("token" if class_token else "avg") if global_pool is None else global_pool,
             dynamic_img_size=dynamic_img_size,
             img_pad=True,

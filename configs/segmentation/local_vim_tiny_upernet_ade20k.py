@@ -1,0 +1,29 @@
+"""LocalVim-T with UPerNet on ADE20K: four normed maps of stride 16, the mixers' outputs after blocks 5, 10, 15, 20.
+
+As in the reference's dense models the blocks have LayerNorms: they start with the weights of the classifier's RMSNorms.
+"""
+
+_base_ = [
+    "../_base_/upernet.py",
+    "../_base_/ade20k_512.py",
+    "../_base_/segmentation_160k.py",
+    "../_base_/segmentation_runtime.py",
+]
+model = dict(
+    backbone=dict(
+        model_name="local_vim_tiny",
+        checkpoint=True,
+        img_size=512,
+        rms_norm=False,
+        out_indices=(4, 9, 14, 19),
+        tap="mixer",
+        drop_path_rate=0.1,
+    ),
+    decode_head=dict(in_channels=[192] * 4),
+    auxiliary_head=dict(in_channels=192),
+)
+published = dict(
+    mIoU=dict(single_scale=43.4, multi_scale=44.4),
+    checkpoint=None,
+    source="https://arxiv.org/abs/2403.09338, from memory, unverified; schedule of VMamba, drop path of the classifier",
+)

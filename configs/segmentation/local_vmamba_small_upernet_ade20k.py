@@ -1,0 +1,16 @@
+"""LocalVMamba-S with UPerNet on ADE20K."""
+
+_base_ = [
+    "../_base_/upernet.py",
+    "../_base_/ade20k_512.py",
+    "../_base_/segmentation_160k.py",
+    "../_base_/segmentation_runtime.py",
+]
+model = dict(
+    backbone=dict(model_name="local_vmamba_small", checkpoint=True, drop_path_rate=0.3),
+)
+published = dict(
+    mIoU=dict(single_scale=50.0, multi_scale=51.0),
+    checkpoint=None,
+    source="https://arxiv.org/abs/2403.09338, from memory, unverified; schedule and drop path are those of VMamba",
+)

@@ -1,0 +1,19 @@
+"""VMamba-B[s2l15] with UPerNet on ADE20K."""
+
+_base_ = [
+    "../_base_/upernet.py",
+    "../_base_/ade20k_512.py",
+    "../_base_/segmentation_160k.py",
+    "../_base_/segmentation_runtime.py",
+]
+model = dict(
+    backbone=dict(model_name="vmamba_base_s2l15", checkpoint=True, drop_path_rate=0.6),
+    decode_head=dict(in_channels=[128, 256, 512, 1024]),
+    auxiliary_head=dict(in_channels=512),
+)
+published = dict(
+    mIoU=dict(single_scale=51.0, multi_scale=51.6),
+    checkpoint="https://github.com/MzeroMiko/VMamba/releases/download/%23v2seg/upernet_vssm_4xb4-160k_ade20k-512x512_base_iter_160000.pth",
+    source="https://github.com/MzeroMiko/VMamba, assets/performance.md",
+    recipe="segmentation/configs/vssm1/upernet_vssm_4xb4-160k_ade20k-512x512_base.py",
+)

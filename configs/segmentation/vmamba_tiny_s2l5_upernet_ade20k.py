@@ -1,0 +1,17 @@
+"""VMamba-T[s2l5] with UPerNet on ADE20K."""
+
+_base_ = [
+    "../_base_/upernet.py",
+    "../_base_/ade20k_512.py",
+    "../_base_/segmentation_160k.py",
+    "../_base_/segmentation_runtime.py",
+]
+model = dict(
+    backbone=dict(model_name="vmamba_tiny_s2l5", checkpoint=True, drop_path_rate=0.2),
+)
+published = dict(
+    mIoU=dict(single_scale=48.3, multi_scale=48.6),
+    checkpoint="https://github.com/MzeroMiko/VMamba/releases/download/%23v2seg/upernet_vssm_4xb4-160k_ade20k-512x512_tiny_iter_160000.pth",
+    source="https://github.com/MzeroMiko/VMamba, assets/performance.md",
+    recipe="segmentation/configs/vssm1/upernet_vssm_4xb4-160k_ade20k-512x512_tiny1.py",  # the README links that of s1l8
+)

@@ -1,0 +1,26 @@
+"""Training and testing by config on MMEngine: safe checkpoints, exact resume, checked data.
+
+Needs mmengine, which the extra `openmmlab` brings.
+"""
+
+from importlib.util import find_spec
+
+if find_spec("mmengine") is None:
+    raise ImportError("training by config needs mmengine: pip install 'vision-ssm[openmmlab]'")
+
+from .config import ConfigError, load_config, packaged_configs
+from .launch import test, train
+from .order import DataError
+from .precision import BFloat16OptimWrapper
+from .runner import Runner
+
+__all__ = [
+    "BFloat16OptimWrapper",
+    "ConfigError",
+    "DataError",
+    "Runner",
+    "load_config",
+    "packaged_configs",
+    "test",
+    "train",
+]

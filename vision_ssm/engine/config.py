@@ -1,0 +1,128 @@
+"""Configs by path or by packaged name, checked before anything is built."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine import Config
+
+__all__ = ["ConfigError", "config_folder", "load_config", "packaged_configs"]
+
+_PACKAGE = Path(__file__).parents[1]
+# Keys of MMEngine's runner and of the two libraries' configs. Others are allowed, as they are for intermediate
+# variables; one that is almost one of these is a slip that MMEngine would ignore without a word.
+_KEYS = (
+    "model",
+    "work_dir",
+    "train_dataloader",
+    "val_dataloader",
+    "test_dataloader",
+    "train_cfg",
+    "val_cfg",
+    "test_cfg",
+    "auto_scale_lr",
+    "optim_wrapper",
+    "param_scheduler",
+    "val_evaluator",
+    "test_evaluator",
+    "default_hooks",
+    "custom_hooks",
+    "data_preprocessor",
+    "load_from",
+    "resume",
+    "launcher",
+    "env_cfg",
+    "log_processor",
+    "log_level",
+    "visualizer",
+    "default_scope",
+    "randomness",
+    "experiment_name",
+    "custom_imports",
+    "vis_backends",
+    "tta_model",
+    "tta_pipeline",
+    "activation_checkpointing",
+    "efficient_conv_bn_eval",
+    "compile",
+    "sync_bn",
+    "find_unused_parameters",
+    "model_wrapper_cfg",
+    "data_check",
+    "published",
+    "demo",
+    "train_pipeline",
+    "test_pipeline",
+    "val_pipeline",
+)
+
+
+class ConfigError(ValueError):
+    """A config cannot be used; the message names the file and the key."""
+
+
+def config_folder() -> Path:
+    """The folder of the package's configs: beside the package in a source tree, inside it where it is installed."""
+    for folder in (_PACKAGE.parent / "configs", _PACKAGE / "_data" / "configs"):
+        if (folder / "_base_").is_dir():
+            return folder
+    raise FileNotFoundError("the configs are missing from this installation")
+
+
+def packaged_configs() -> list[str]:
+    """Names of the package's configs, as `load_config` takes them: "segmentation/vmamba_tiny_upernet_ade20k.py"."""
+    folder = config_folder()
+    names = (path.relative_to(folder) for path in folder.glob("[!_]*/*.py"))
+    return sorted(name.as_posix() for name in names if not name.name.startswith("_"))
+
+
+def _found(config: str | Path) -> Path:
+    path = Path(config)
+    if path.is_file():
+        return path
+    inside = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else path
+    packaged = config_folder() / inside.with_suffix(".py")
+    if packaged.is_file():
+        return packaged
+    close = difflib.get_close_matches(inside.as_posix(), packaged_configs(), n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    raise FileNotFoundError(f"no config {config}{hint}")
+
+
+def load_config(config: str | Path, options: dict | None = None) -> Config:
+    """Read a config and check its keys.
+
+    Args:
+        config: a file, or the name of one of the package's (`packaged_configs`).
+        options: changes by dotted key, as of `--cfg-options`.
+
+    Raises:
+        FileNotFoundError: no such config; close names are given.
+        ConfigError: the config cannot be read, or has a misspelt key.
+    """
+    path = _found(config)
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    if "model" not in cfg:
+        raise ConfigError(f"{path} has no `model`: it is no config to train or test")
+    for key in cfg:
+        _check_key(key, _KEYS, str(path))
+    for key in options or {}:
+        _check_key(key.split(".")[0], [*_KEYS, *cfg], "--cfg-options", strict=True)
+    if options:
+        try:
+            cfg.merge_from_dict(options)
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"--cfg-options {options}: {error}") from error
+    return cfg
+
+
+def _check_key(key: str, known: Sequence[str], where: str, strict: bool = False) -> None:
+    if key in known or key.startswith("_"):  # variables of a config
+        return
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
+    if close or strict:
+        hint = f": did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"{where}: unknown key {key!r}{hint}")

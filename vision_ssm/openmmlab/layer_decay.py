@@ -1,0 +1,54 @@
+"""Layer-wise learning rates for any backbone that timm can group."""
+
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from timm.models import group_parameters
+from torch import nn
+
+from .backbone import TimmFeatures
+
+__all__ = ["LayerDecayConstructor"]
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module(name="TimmLayerDecay")
+class LayerDecayConstructor(DefaultOptimWrapperConstructor):
+    """Learning rates that shrink by a factor with each layer away from the output; no decay for norms and biases.
+
+    In `paramwise_cfg`: `layer_decay` (1.0: the same rate for all), and anything of MMEngine's constructor for what lies
+    outside the backbone. The layers are those of the model's `group_matcher`; the stem has the smallest rate, and what
+    lies above the last block (norms of the outputs, necks, heads) the full one. Parameters of one dimension, and those
+    that the model names in `no_weight_decay`, are not decayed.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
+        paramwise_cfg = dict(paramwise_cfg or {})
+        self.layer_decay = paramwise_cfg.pop("layer_decay", 1.0)
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"`layer_decay` is {self.layer_decay}: expected more than 0 and at most 1")
+        super().__init__(optim_wrapper_cfg, paramwise_cfg)
+
+    def add_params(self, params: list[dict], module: nn.Module, prefix: str = "", is_dcn_module=None) -> None:
+        """One group a parameter, as MMEngine's."""
+        if not isinstance(module, TimmFeatures):
+            super().add_params(params, module, prefix, is_dcn_module)
+            return
+        scales = self._scales(module.model)
+        undecayed = set(module.model.no_weight_decay())
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            inner = name.removeprefix("model.")
+            plain = parameter.ndim <= 1 or (name != inner and inner in undecayed)
+            params.append(
+                dict(
+                    params=[parameter],
+                    lr=self.base_lr * (scales[inner] if name != inner else 1.0),
+                    weight_decay=0.0 if plain else self.base_wd,
+                )
+            )
+
+    def _scales(self, model: nn.Module) -> dict[str, float]:
+        """Factor of each parameter's learning rate."""
+        layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+        above = max(layers.values()) + 1
+        return {name: self.layer_decay ** (above - layer) for name, layer in layers.items()}

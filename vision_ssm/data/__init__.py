@@ -1,0 +1,6 @@
+"""Checks of data sets that lie on disk, before hours of training find out what is missing."""
+
+from .ade20k import check_ade20k
+from .layout import LayoutError, Report, Wrong
+
+__all__ = ["LayoutError", "Report", "Wrong", "check_ade20k"]

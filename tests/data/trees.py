@@ -1,0 +1,58 @@
+"""Small data sets in the layouts of ADE20K and COCO."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ADE_COUNTS = {"training": ("train", 3), "validation": ("val", 2)}
+
+
+def save_image(path: Path, width: int = 12, height: int = 8) -> None:
+    """A JPEG of noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, format="JPEG")
+
+
+def save_mask(path: Path, value: int = 150, width: int = 12, height: int = 8) -> None:
+    """A mask of 0 and one other class."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros((height, width), np.uint8)
+    pixels[2:, 3:] = value
+    Image.fromarray(pixels).save(path)
+
+
+def ade20k(root: Path) -> Path:
+    """Three training and two validation images with their masks."""
+    for split, (short, count) in ADE_COUNTS.items():
+        for i in range(count):
+            name = f"ADE_{short}_{i + 1:08d}"
+            save_image(root / "images" / split / f"{name}.jpg")
+            save_mask(root / "annotations" / split / f"{name}.png")
+    return root
+
+
+def coco(root: Path) -> Path:
+    """Three training and two validation images, with two annotations each, of two categories."""
+    for split, count in (("train", 3), ("val", 2)):
+        images, annotations = [], []
+        for i in range(1, count + 1):
+            images.append(dict(id=i, file_name=f"{i:012d}.jpg", width=12, height=8))
+            annotations += [dict(id=10 * i + c, image_id=i, category_id=c, bbox=[0, 0, 4, 4]) for c in (1, 2)]
+            save_image(root / f"{split}2017" / f"{i:012d}.jpg")
+        categories = [dict(id=i, name=name) for i, name in ((1, "person"), (2, "bicycle"))]
+        write_records(root, split, dict(images=images, annotations=annotations, categories=categories))
+    return root
+
+
+def records(root: Path, split: str) -> dict:
+    """The content of a split's annotation file."""
+    return json.loads((root / "annotations" / f"instances_{split}2017.json").read_text(encoding="utf-8"))
+
+
+def write_records(root: Path, split: str, content: object) -> None:
+    """Write a split's annotation file."""
+    (root / "annotations").mkdir(exist_ok=True)
+    (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content), encoding="utf-8")

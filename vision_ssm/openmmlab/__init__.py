@@ -1,7 +1,25 @@
-"""MMSegmentation and MMDetection on current PyTorch: importing this package lets both run with `mmcv-lite`."""
+"""MMSegmentation and MMDetection on today's PyTorch: the bridge to mmcv's operators, and what configs name.
 
+`custom_imports = dict(imports=["vision_ssm.openmmlab"])` in a config makes it all available to any tool of theirs.
+"""
+
+from importlib.util import find_spec
+
+if missing := [name for name in ("mmengine", "mmcv") if find_spec(name) is None]:
+    raise ImportError(
+        f"MMSegmentation and MMDetection need {' and '.join(missing)}: pip install 'vision-ssm[openmmlab]'"
+    )
+
+from mmengine.registry import MODELS
+from timm.layers import LayerNorm2d
+
+from .. import engine as _engine  # noqa: F401 - registers the runner and its optimiser wrapper
+from .backbone import TimmFeatures
+from .layer_decay import LayerDecayConstructor
 from .mmcv_ops import install
+from .pyramid import SimpleFeaturePyramid
 
-__all__ = ["install"]
+install()  # before anything imports mmcv.ops
+MODELS.register_module("LN2d", module=LayerNorm2d)  # a `norm_cfg` of heads
 
-install()
+__all__ = ["LayerDecayConstructor", "SimpleFeaturePyramid", "TimmFeatures", "install"]

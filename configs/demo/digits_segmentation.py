@@ -12,11 +12,26 @@ _palette = [
     [140, 86, 75], [227, 119, 194], [127, 127, 127], [188, 189, 34], [23, 190, 207],
 ]  # fmt: skip
 norm_cfg = dict(type="BN", requires_grad=True)
+_weights = [0.3] + [1.0] * 10  # most pixels are background
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
     backbone=dict(model_name="vmamba_test"),
-    decode_head=dict(in_channels=[24, 48, 96, 192], channels=48, num_classes=11, norm_cfg=norm_cfg, dropout_ratio=0.0),
-    auxiliary_head=dict(in_channels=96, channels=32, num_classes=11, norm_cfg=norm_cfg, dropout_ratio=0.0),
+    decode_head=dict(
+        in_channels=[24, 48, 96, 192],
+        channels=48,
+        num_classes=11,
+        norm_cfg=norm_cfg,
+        dropout_ratio=0.0,
+        loss_decode=dict(class_weight=_weights),
+    ),
+    auxiliary_head=dict(
+        in_channels=96,
+        channels=32,
+        num_classes=11,
+        norm_cfg=norm_cfg,
+        dropout_ratio=0.0,
+        loss_decode=dict(class_weight=_weights),
+    ),
 )
 _train_pipeline = [
     dict(type="LoadImageFromFile"),
@@ -70,12 +85,12 @@ optim_wrapper = dict(
     constructor="TimmLayerDecay",
     clip_grad=dict(max_norm=5.0),
 )
-_iters = 1500
+_iters = 1800
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-3, by_epoch=False, begin=0, end=100),
     dict(type="CosineAnnealingLR", by_epoch=False, begin=100, end=_iters, T_max=_iters - 100, eta_min=1e-5),
 ]
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=500)
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=600)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
-default_hooks = dict(checkpoint=dict(interval=250))
+default_hooks = dict(checkpoint=dict(interval=300))

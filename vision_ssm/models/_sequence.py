@@ -16,7 +16,7 @@ from ._base import Backbone
 
 __all__ = ["Block", "PatchEmbed", "SequenceBackbone"]
 
-ClassToken = Literal["middle", "first", "both_ends"]
+ClassToken = Literal["middle", "first", "both_ends", False]
 POOLS = ("", "avg", "max", "avgmax", "token", "last")
 
 
@@ -95,7 +95,7 @@ class SequenceBackbone(Backbone):
         blocks: built by the family; `dim` wide.
         img_size: size that the position table is made for.
         patch_size, stride: of the patch embedding.
-        class_token: where a class token stands in the sequence, None for none.
+        class_token: where a class token stands in the sequence, None or False for none.
         pos_embed: learned position table.
         rope: rotary embedding of the mixer outputs and the residual stream before each block. Its tables are made for
             the grid of `img_size` (or `set_input_size`); for other sizes they are resized, as the reference does.
@@ -128,6 +128,7 @@ class SequenceBackbone(Backbone):
         dtype=None,
     ):
         super().__init__()
+        class_token = class_token or None  # timm's factory drops arguments that are None, so False says it too
         if class_token not in (None, "middle", "first", "both_ends"):
             raise ValueError(f"`class_token` is {class_token!r}: expected None, 'middle', 'first' or 'both_ends'")
         dd = {"device": device, "dtype": dtype}

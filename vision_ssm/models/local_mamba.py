@@ -116,6 +116,7 @@ class LocalVisionMamba(SequenceBackbone):
         dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
+        class_token = class_token or None
         if class_token not in (None, "middle"):
             raise ValueError(f"`class_token` is {class_token!r}: expected None or 'middle'")
         directions = _listed(_SEARCHED_VIM if directions == "searched" else directions, depth)

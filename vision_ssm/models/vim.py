@@ -82,8 +82,8 @@ class VisionMamba(SequenceBackbone):
         dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
-        if rope and class_token is not None:
-            raise ValueError(f"`rope` turns a whole grid: expected class_token=None, got {class_token!r}")
+        if rope and class_token:
+            raise ValueError(f"`rope` turns a whole grid: expected class_token=False, got {class_token!r}")
         rates = block_drop_paths(drop_path_rate, depth)
         mixer = dict(d_state=d_state, d_conv=d_conv, expand=expand, average=average, layer_scale=layer_scale)
         mixer["bidirectional"] = None if paired else bidirectional

@@ -65,7 +65,7 @@ class TimmFeatures(BaseModule):
         self._ours = model_name in model_names()
         plain = self._ours and isinstance(_whole(model_name), SequenceBackbone)
         if plain:
-            model_args = dict(class_token=None, global_pool="", dynamic_img_size=True) | model_args
+            model_args = dict(class_token=False, global_pool="", dynamic_img_size=True) | model_args
         model = timm.create_model(model_name, num_classes=0, drop_path_rate=drop_path_rate, **model_args)
         if tap not in ("stream", "mixer") or (tap == "mixer" and not plain):
             raise ValueError(f"`tap` is {tap!r}: expected 'stream', or 'mixer' for a plain model")

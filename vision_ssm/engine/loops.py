@@ -18,7 +18,11 @@ def _batches(loader: DataLoader, first: int, epoch: int = 0, endless: bool = Fal
         order.epoch, order.first, order.endless = epoch, first, endless
         try:
             yield from loader
-        except DataError as error:  # a worker's comes with its traceback as its text
+        except DataError as error:
+            if "DataError: " not in str(error):
+                raise
+            # A worker's has its traceback in its text. Its own here would keep the loader, and so the end, waiting.
+            error.__traceback__ = None
             raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
         return
     while True:  # a loader that the user built: the only way is to load what comes before

@@ -29,7 +29,7 @@ SAMPLES, BATCH = 22, 4  # the last batch of an epoch is smaller
 class TinyData(torch.utils.data.Dataset):
     """Points of two classes; each is distorted with numbers from all three generators."""
 
-    def __init__(self, samples: int = SAMPLES, distort: bool = True, bad: int | None = None, delay: float = 0.0):
+    def __init__(self, samples=SAMPLES, distort=True, bad=None, delay=0.0, pipeline=()):
         self.metainfo = dict(classes=("a", "b"), palette=np.array([[0, 0, 0], [9, 9, 9]]))
         generator = torch.Generator().manual_seed(1)
         self.x = torch.randn(samples, 3, generator=generator)

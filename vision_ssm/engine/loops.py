@@ -6,7 +6,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .order import DataError, Order
+from .order import Order
 
 __all__ = ["EpochLoop", "IterLoop"]
 
@@ -16,14 +16,7 @@ def _batches(loader: DataLoader, first: int, epoch: int = 0, endless: bool = Fal
     order = loader.batch_sampler
     if isinstance(order, Order):
         order.epoch, order.first, order.endless = epoch, first, endless
-        try:
-            yield from loader
-        except DataError as error:
-            if "DataError: " not in str(error):
-                raise
-            # A worker's has its traceback in its text. Its own here would keep the loader, and so the end, waiting.
-            error.__traceback__ = None
-            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
+        yield from loader
         return
     while True:  # a loader that the user built: the only way is to load what comes before
         for batch in loader:

@@ -1,5 +1,6 @@
 """`train` and `test`: from a config to a runner, in one process or one of several."""
 
+import copy
 import os
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,7 @@ Launcher = Literal["none", "pytorch", "slurm"]
 
 
 def _prepare(config: str | Path | Config, work_dir: str | Path | None, options: dict | None, launcher: Launcher):
-    cfg = config.copy() if isinstance(config, Config) else load_config(config, options)
+    cfg = copy.deepcopy(config) if isinstance(config, Config) else load_config(config, options)
     if isinstance(config, Config) and options:
         cfg.merge_from_dict(options)
     if work_dir is not None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine import Config
+from mmengine.dist import all_gather_object
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
@@ -114,6 +115,16 @@ class Draw(Hook):
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         random.random(), np.random.rand()
+
+
+@HOOKS.register_module(force=True)
+class Compare(Hook):
+    """Fails unless every process ends with the same parameters, after other random numbers."""
+
+    def after_train(self, runner):
+        weights = all_gather_object([p.detach().clone() for p in runner.model.parameters()])
+        drawn = all_gather_object(torch.rand(3))
+        assert same(weights[0], weights[1]) and not same(drawn[0], drawn[1])
 
 
 def config(by_epoch: bool = False, workers: int = 0, steps: int = 24, **changes) -> Config:

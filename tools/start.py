@@ -1,6 +1,8 @@
 """From a fresh clone to a finished job, with Python and pip alone.
 
     python tools/start.py digits [arguments of `vision-ssm train-digits`]
+    python tools/start.py digits-segmentation [arguments of `vision-ssm train`]
+    python tools/start.py digits-detection [arguments of `vision-ssm train`]
     python tools/start.py test [arguments of pytest]
 
 Makes a virtual environment in `.venv` (or the folder that VISION_SSM_VENV names), installs the package with what the
@@ -17,6 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = {
     "digits": ("demo", ["-m", "vision_ssm", "train-digits"]),
+    "digits-segmentation": ("demo,openmmlab", ["tools/train.py", "configs/demo/digits_segmentation.py", "--resume"]),
+    "digits-detection": ("demo,openmmlab", ["tools/train.py", "configs/demo/digits_detection.py", "--resume"]),
     "test": ("dev", ["-m", "pytest"]),
 }
 

@@ -1,20 +1,17 @@
 """Digits in scenes, one class per pixel: a small VMamba with UPerNet, trained in minutes on two CPU cores.
 
 Real handwriting (scikit-learn's scans) on textured ground, in ADE20K's layout; validation scenes show held-out scans.
+The scenes are written to `data_root` where they are missing.
 """
 
 _base_ = ["../_base_/upernet.py", "../_base_/segmentation_runtime.py"]
-demo = dict(kind="segmentation", scenes=dict(train=1600, val=200, size=128))
+custom_imports = dict(imports=["vision_ssm.openmmlab", "vision_ssm.demo.scene_data", "vision_ssm.demo.sheet"])
 data_root = "data/digit_scenes"
-_classes = ("background", *"0123456789")
-_palette = [
-    [0, 0, 0], [31, 119, 180], [255, 127, 14], [44, 160, 44], [214, 39, 40], [148, 103, 189],
-    [140, 86, 75], [227, 119, 194], [127, 127, 127], [188, 189, 34], [23, 190, 207],
-]  # fmt: skip
+scenes = dict(train=1600, val=200, size=128)
 norm_cfg = dict(type="BN", requires_grad=True)
 _weights = [0.3] + [1.0] * 10  # most pixels are background
 model = dict(
-    data_preprocessor=dict(size=(128, 128)),
+    data_preprocessor=dict(size=(128, 128), seg_pad_val=0),  # what is added around a scene is background
     backbone=dict(model_name="vmamba_test"),
     decode_head=dict(
         in_channels=[24, 48, 96, 192],
@@ -46,35 +43,19 @@ _test_pipeline = [
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
-_dataset = dict(
-    type="BaseSegDataset",
-    data_root=data_root,
-    metainfo=dict(classes=_classes, palette=_palette),
-    img_suffix=".jpg",
-    seg_map_suffix=".png",
-    reduce_zero_label=False,
-)
 train_dataloader = dict(
     batch_size=8,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type="InfiniteSampler", shuffle=True),
-    dataset=dict(
-        **_dataset,
-        data_prefix=dict(img_path="images/training", seg_map_path="annotations/training"),
-        pipeline=_train_pipeline,
-    ),
+    dataset=dict(type="DigitScenes", data_root=data_root, split="train", scenes=scenes, pipeline=_train_pipeline),
 )
 val_dataloader = dict(
     batch_size=8,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(
-        **_dataset,
-        data_prefix=dict(img_path="images/validation", seg_map_path="annotations/validation"),
-        pipeline=_test_pipeline,
-    ),
+    dataset=dict(type="DigitScenes", data_root=data_root, split="val", scenes=scenes, pipeline=_test_pipeline),
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
@@ -94,3 +75,4 @@ train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=600)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 default_hooks = dict(checkpoint=dict(interval=300))
+custom_hooks = [dict(type="PredictionSheet")]

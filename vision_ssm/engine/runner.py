@@ -15,6 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 from ..checkpoints import CheckpointError, check_state_dict, read, unwrap
 from ..files import write_atomically
 from .checkpoint_hook import CheckpointHook
+from .data_check import DataCheckHook
 from .loops import EpochLoop, IterLoop
 from .order import Order, Seeded, random_state, restore
 from .plain import plain, revived
@@ -89,6 +90,13 @@ class Runner(_Runner):
         if isinstance(hook, dict) and hook.get("type") == "CheckpointHook":
             hook = dict(hook, type=CheckpointHook)
         super().register_hook(hook, priority)
+
+    def register_default_hooks(self, hooks: dict | None = None) -> None:
+        """As MMEngine's, with a look at the data before training."""
+        hooks = dict(data_check=dict(type=DataCheckHook)) | (hooks or {})
+        if hooks["data_check"] is None:
+            del hooks["data_check"]
+        super().register_default_hooks(hooks)
 
     # Saving
 

@@ -11,9 +11,8 @@ HELP = "train by a config: segmentation and detection"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument(
-        "config", metavar="CONFIG", help="file, or packaged name: segmentation/vmamba_tiny_upernet_ade20k"
-    )
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="file, or packaged name")
+    parser.add_argument("--list", action="store_true", help="show the packaged configs")
     parser.add_argument(
         "--resume",
         nargs="?",

@@ -1,7 +1,8 @@
 """MMEngine's runner with safe checkpoints and exact resume; any MMEngine config runs on it unchanged."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ..files import write_atomically
 from .checkpoint_hook import CheckpointHook
 from .data_check import DataCheckHook
 from .loops import EpochLoop, IterLoop
-from .order import Order, Seeded, random_state, restore
+from .order import DataError, Order, Seeded, random_state, restore
 from .plain import plain, revived
 
 __all__ = ["Runner"]
@@ -45,10 +46,11 @@ class Runner(_Runner):
         """A training loader in an order that can be resumed."""
         cfg = copy.deepcopy(cfg)
         dataset = cfg.pop("dataset")
-        if isinstance(dataset, dict):
-            dataset = DATASETS.build(dataset)
-        if hasattr(dataset, "full_init"):
-            dataset.full_init()
+        with _naming_data(dataset):
+            if isinstance(dataset, dict):
+                dataset = DATASETS.build(dataset)
+            if hasattr(dataset, "full_init"):
+                dataset.full_init()
         if isinstance(dataset, IterableDataset) or "num_batch_per_epoch" in cfg:
             return self.build_dataloader(cfg | {"dataset": dataset}, seed=self.seed)
         sampler, batch_sampler = cfg.pop("sampler"), cfg.pop("batch_sampler", None)
@@ -72,6 +74,12 @@ class Runner(_Runner):
             generator=torch.Generator(),  # workers' seeds must not come from the model's random numbers
             **cfg,
         )
+
+    @staticmethod
+    def build_dataloader(dataloader, seed: int | None = None, diff_rank_seed: bool = False) -> DataLoader:
+        """As MMEngine's; data that cannot be listed is an error that names its folder."""
+        with _naming_data(dataloader["dataset"] if isinstance(dataloader, dict) else None):
+            return _Runner.build_dataloader(dataloader, seed, diff_rank_seed)
 
     def build_train_loop(self, loop):
         """As MMEngine's, with the stock loops replaced by resumable ones."""
@@ -200,6 +208,16 @@ class Runner(_Runner):
         starts = self._load_from is None and not (self._resume and latest_checkpoint(self.work_dir))
         if starts:  # otherwise every weight is about to be loaded
             super()._init_model_weights()
+
+
+@contextmanager
+def _naming_data(dataset) -> Iterator[None]:
+    """Errors of a data set's list of samples say where it was looked for: MMEngine's on an empty one do not."""
+    try:
+        yield
+    except (ValueError, IndexError) as error:
+        where = dataset.get("data_root") if isinstance(dataset, dict) else None
+        raise DataError(f"{where or 'the data set'} cannot be listed, or is empty: {error}") from error
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:

@@ -41,13 +41,13 @@ def _environment(extra: str) -> Path:
     if not python.exists():
         print(f"making a virtual environment in {folder}", flush=True)
         venv.create(folder, with_pip=True)
-    stamp = folder / f".vision_ssm-{extra}"
-    if not stamp.exists() or stamp.read_text() != _fingerprint(extra):
+    stamps = {name: folder / f".vision_ssm-{name}" for name in (extra, "dev")}  # "dev" holds all the others
+    if not any(stamp.exists() and stamp.read_text() == _fingerprint(name) for name, stamp in stamps.items()):
         print("installing vision_ssm and what it needs (PyTorch is large: the first time takes minutes)", flush=True)
         pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
         subprocess.run([*pip, "torch", "torchvision", "timm>=1.0.31"], check=True)  # together, so that they match
         subprocess.run([*pip, "--editable", f"{ROOT}[{extra}]"], check=True)
-        stamp.write_text(_fingerprint(extra))
+        stamps[extra].write_text(_fingerprint(extra))
     return python
 
 

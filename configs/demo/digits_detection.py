@@ -4,7 +4,9 @@ The scenes of `digits_segmentation.py`, in COCO's layout.
 """
 
 _base_ = ["../_base_/mask_rcnn.py", "../_base_/detection_runtime.py"]
-custom_imports = dict(imports=["vision_ssm.openmmlab", "vision_ssm.demo.scene_data", "vision_ssm.demo.sheet"])
+custom_imports = dict(
+    imports=["vision_ssm.openmmlab", "vision_ssm.openmmlab.tta", "vision_ssm.demo.scene_data", "vision_ssm.demo.sheet"]
+)
 data_root = "data/digit_scenes"
 scenes = dict(train=1600, val=200, size=128)
 _channels = 48
@@ -40,6 +42,19 @@ _test_pipeline = [
     dict(type="Resize", scale=(128, 128), keep_ratio=True),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
+]
+_tta_keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
+tta_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [dict(type="Resize", scale=scale, keep_ratio=True) for scale in ((128, 128), (160, 160))],
+            [dict(type="RandomFlip", prob=0.0)],  # a flipped digit is another one
+            [dict(type="LoadAnnotations", with_bbox=True, with_mask=True)],
+            [dict(type="PackDetInputs", meta_keys=_tta_keys)],
+        ],
+    ),
 ]
 train_dataloader = dict(
     batch_size=8,

@@ -59,6 +59,7 @@ def test_train_resume_test(tmp_path, task, metric):
     assert main([*test, *_options(folder)]) == 0
     assert metric in json.loads((out / "metrics.json").read_text())
     assert len([path for path in out.iterdir() if path.name != "metrics.json"]) >= (4 if task == "segmentation" else 2)
+    assert main(["test", config, str(last), "--work-dir", str(work), "--tta", *_options(folder)]) == 0
     assert [path for path in shown.rglob("*") if path.suffix in (".png", ".jpg")]
 
 

@@ -2,10 +2,11 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["write_atomically", "write_json"]
+__all__ = ["remove_unfinished", "write_atomically", "write_json"]
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
@@ -21,6 +22,13 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def remove_unfinished(folder: str | Path, suffix: str) -> None:
+    """Remove what `write_atomically` left in a folder of files with a suffix when its process was killed."""
+    for path in Path(folder).glob(f".*-*{suffix}"):
+        if re.match(r"\.\d+-", path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, content: object) -> Path:

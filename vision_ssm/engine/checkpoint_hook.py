@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook as _CheckpointHook
 
+from ..files import remove_unfinished
+
 __all__ = ["CheckpointHook"]
 
 
@@ -29,6 +31,21 @@ class _RemovingLater:
 
 class CheckpointHook(_CheckpointHook):
     """As MMEngine's; outdated checkpoints are removed after the new one is on disk, not before."""
+
+    def before_train(self, runner) -> None:
+        """As MMEngine's; what a killed run left half written goes, and a resumed run knows its last checkpoint."""
+        super().before_train(runner)
+        self.last_ckpt = runner.message_hub.runtime_info.get("last_ckpt")
+        # Of a run that was resumed in another folder the old one keeps its files.
+        if getattr(self, "best_ckpt_path", None):
+            self.best_ckpt_path = self._here(self.best_ckpt_path)
+        for key, path in getattr(self, "best_ckpt_path_dict", {}).items():
+            self.best_ckpt_path_dict[key] = path and self._here(path)
+        if is_main_process() and "://" not in self.out_dir:
+            remove_unfinished(self.out_dir, ".pth")
+
+    def _here(self, path: str) -> str:
+        return self.file_backend.join_path(self.out_dir, path.replace("\\", "/").rpartition("/")[2])
 
     @contextmanager
     def _removals_last(self) -> Iterator[None]:

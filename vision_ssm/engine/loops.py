@@ -6,7 +6,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .order import Order, preserved
+from .order import DataError, Order
 
 __all__ = ["EpochLoop", "IterLoop"]
 
@@ -16,7 +16,10 @@ def _batches(loader: DataLoader, first: int, epoch: int = 0, endless: bool = Fal
     order = loader.batch_sampler
     if isinstance(order, Order):
         order.epoch, order.first, order.endless = epoch, first, endless
-        yield from loader
+        try:
+            yield from loader
+        except DataError as error:  # a worker's comes with its traceback as its text
+            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
         return
     while True:  # a loader that the user built: the only way is to load what comes before
         for batch in loader:
@@ -28,7 +31,18 @@ def _batches(loader: DataLoader, first: int, epoch: int = 0, endless: bool = Fal
             return
 
 
-class IterLoop(IterBasedTrainLoop):
+class _Validating:
+    """What both loops share."""
+
+    def _validate(self, step: int, last: int) -> None:
+        """Run the validation if it is due after a step (or epoch)."""
+        self._decide_current_val_interval()
+        due = step % self.val_interval == 0 or step == last
+        if self.runner.val_loop is not None and step >= self.val_begin and due:
+            self.runner.validate()
+
+
+class IterLoop(_Validating, IterBasedTrainLoop):
     """`IterBasedTrainLoop`, resumed at its data's place."""
 
     def run(self) -> nn.Module:
@@ -37,43 +51,46 @@ class IterLoop(IterBasedTrainLoop):
         runner.call_hook("before_train")
         runner.call_hook("before_train_epoch")
         self.dataloader_iterator = _batches(self.dataloader, self._iter, endless=True)
-        runner.restore_random_state()
+        runner.restore_process_state()
+        if runner.validation_missed:
+            self._validate(self._iter, self._max_iters)
         while self._iter < self._max_iters and not self.stop_training:
             runner.model.train()
             self.run_iter(next(self.dataloader_iterator))
-            self._decide_current_val_interval()
-            due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
-            if runner.val_loop is not None and self._iter >= self.val_begin and due:
-                with preserved():
-                    runner.val_loop.run()
+            self._validate(self._iter, self._max_iters)
         runner.call_hook("after_train_epoch")
         runner.call_hook("after_train")
         return runner.model
 
 
-class EpochLoop(EpochBasedTrainLoop):
+class EpochLoop(_Validating, EpochBasedTrainLoop):
     """`EpochBasedTrainLoop`, resumed within an epoch where a checkpoint was saved there."""
 
     def run(self) -> nn.Module:
         """Train what is left."""
         runner = self.runner
         runner.call_hook("before_train")
-        runner.restore_random_state()
+        if runner.validation_missed and not self._done():
+            runner.restore_process_state()
+            self._validate(self._epoch, self._max_epochs)
         while self._epoch < self._max_epochs and not self.stop_training:
             self.run_epoch()
-            self._decide_current_val_interval()
-            due = self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs
-            if runner.val_loop is not None and self._epoch >= self.val_begin and due:
-                with preserved():
-                    runner.val_loop.run()
+            self._validate(self._epoch, self._max_epochs)
         runner.call_hook("after_train")
         return runner.model
 
+    def _done(self) -> int:
+        """Steps of this epoch that are behind."""
+        return self._iter - self._epoch * len(self.dataloader)
+
     def run_epoch(self) -> None:
         """Train what is left of an epoch."""
+        done = self._done()
+        if not done:
+            self.runner.restore_process_state()
         self.runner.call_hook("before_train_epoch")
+        self.runner.restore_process_state()  # within an epoch, what the hooks drew was drawn before it was saved
         self.runner.model.train()
-        done = self._iter - self._epoch * len(self.dataloader)
         for number, batch in enumerate(_batches(self.dataloader, done, self._epoch), done):
             self.run_iter(number, batch)
         self.runner.call_hook("after_train_epoch")

@@ -48,11 +48,11 @@ def restore(state: dict) -> None:
 
 
 @contextmanager
-def preserved() -> Iterator[None]:
-    """Whatever happens inside draws no random number from what follows."""
+def preserved() -> Iterator[dict]:
+    """Whatever happens inside draws no random number from what follows; yields the state that follows."""
     state = random_state()
     try:
-        yield
+        yield state
     finally:
         restore(state)
 
@@ -126,6 +126,15 @@ class Seeded(torch.utils.data.Dataset):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
+    def __setattr__(self, name: str, value) -> None:
+        if name == "dataset":
+            super().__setattr__(name, value)
+        else:  # a hook that switches the pipeline, say
+            setattr(self.dataset, name, value)
+
+    def __getitems__(self, indices: list[int]) -> list:
+        return [self[index] for index in indices]  # not the dataset's own, which loads without seeds
+
     def __getitem__(self, index: int):
         if not isinstance(index, _Draw):
             return self._load(index)
@@ -144,9 +153,28 @@ class Seeded(torch.utils.data.Dataset):
 
     def _load(self, index: int):
         try:
-            return self.dataset[int(index)]
+            sample = self.dataset[int(index)]
         except Exception as error:
             raise DataError(f"{self._name(index)}: {type(error).__name__}: {error}") from error
+        if problem := self._problem(sample, training=isinstance(index, _Draw)):
+            raise DataError(f"{self._name(index)}: {problem}")
+        return sample
+
+    def _problem(self, sample, training: bool) -> str | None:
+        """What is wrong with a sample's label map (1, height, width), if it has one."""
+        annotated = getattr(sample.get("data_samples"), "gt_sem_seg", None) if isinstance(sample, dict) else None
+        classes = (getattr(self.dataset, "metainfo", None) or {}).get("classes")
+        if annotated is None or not classes:
+            return None
+        image, labels = sample["inputs"], annotated.data
+        if training and image.shape[-2:] != labels.shape[-2:]:  # for tests only the image is resized
+            return f"the image has {_size(image)} pixels, its label map {_size(labels)}"
+        ignored = getattr(self.dataset, "ignore_index", 255)
+        strange = labels[((labels < 0) | (labels >= len(classes))) & (labels != ignored)]
+        if len(strange):
+            found = ", ".join(map(str, strange.unique().tolist()))
+            return f"its label map has {found}, beyond the {len(classes)} classes"
+        return None
 
     def _name(self, index: int) -> str:
         try:
@@ -154,3 +182,7 @@ class Seeded(torch.utils.data.Dataset):
             return " with ".join(str(info[key]) for key in ("img_path", "seg_map_path") if info.get(key))
         except Exception:  # a dataset without such names
             return f"sample {int(index)}"
+
+
+def _size(picture: torch.Tensor) -> str:
+    return "{1}x{0}".format(*picture.shape[-2:])

@@ -1,16 +1,19 @@
 """MMEngine's runner with safe checkpoints and exact resume; any MMEngine config runs on it unchanged."""
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
-from mmengine.model import is_model_wrapper
+from mmengine.hooks import CheckpointHook as StockCheckpointHook
+from mmengine.logging import MessageHub
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, RUNNERS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.runner import Runner as _Runner
+from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from ..checkpoints import CheckpointError, check_state_dict, read, unwrap
@@ -18,12 +21,18 @@ from ..files import write_atomically
 from .checkpoint_hook import CheckpointHook
 from .data_check import DataCheckHook
 from .loops import EpochLoop, IterLoop
-from .order import DataError, Order, Seeded, random_state, restore
+from .order import DataError, Order, Seeded, preserved, random_state, restore
 from .plain import plain, revived
 
 __all__ = ["Runner"]
 
-_LOOPS = {"IterBasedTrainLoop": IterLoop, "EpochBasedTrainLoop": EpochLoop}
+_LOOPS = {
+    "IterBasedTrainLoop": IterLoop,
+    "EpochBasedTrainLoop": EpochLoop,
+    IterBasedTrainLoop: IterLoop,
+    EpochBasedTrainLoop: EpochLoop,
+}
+_CHECKPOINT_HOOKS = ("CheckpointHook", StockCheckpointHook)
 
 
 @RUNNERS.register_module(name="VisionSSMRunner")
@@ -32,27 +41,46 @@ class Runner(_Runner):
 
     - Checkpoints hold tensors and plain values only, load weights-only, and are replaced in one step. MMEngine's own
       are read too, without running code from them.
-    - A resumed run ends with the bits of an unbroken one (on one machine): checkpoints hold the random-number state of
-      every process, and the order and augmentation of the data follow from the seed and the step (`order.py`).
+    - A resumed run ends with the bits of an unbroken one (on one machine): checkpoints hold the random-number state and
+      the accumulated gradients of every process, and the order and augmentation of the data follow from the seed and
+      the step (`order.py`). A validation that a kill cut off is repeated.
     - Weights load strictly; a checkpoint that does not fit is an error that names the keys.
     - A sample that cannot be read is an error that names its file.
     """
 
-    _random_states: list[dict] | None = None  # to restore
+    validation_missed = False  # the run was resumed where the validation of that step had not ended
+    _to_restore: dict | None = None
+    _before_validation: dict | None = None  # random-number state, during a validation
+
+    def build_message_hub(self, message_hub: dict | None = None) -> MessageHub:
+        """As MMEngine's, but empty: an earlier run of this process may have had the same name."""
+        hub = super().build_message_hub(message_hub)
+        hub.log_scalars.clear()
+        hub.runtime_info.clear()
+        return hub
+
+    def _bare_model(self) -> nn.Module:
+        """The model that checkpoints are of, without what is around it."""
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        return model.module if isinstance(model, BaseTTAModel) else model
 
     # Data
+
+    @staticmethod
+    def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
+        """As MMEngine's; errors of samples name their files."""
+        if isinstance(dataloader, dict):
+            dataset = _built(dataloader["dataset"])
+            named = dataset if isinstance(dataset, IterableDataset) else Seeded(dataset)
+            dataloader = {**dataloader, "dataset": named}
+        return _Runner.build_dataloader(dataloader, *args, **kwargs)
 
     def _ordered_dataloader(self, cfg: dict) -> DataLoader:
         """A training loader in an order that can be resumed."""
         cfg = copy.deepcopy(cfg)
-        dataset = cfg.pop("dataset")
-        with _naming_data(dataset):
-            if isinstance(dataset, dict):
-                dataset = DATASETS.build(dataset)
-            if hasattr(dataset, "full_init"):
-                dataset.full_init()
+        dataset = _built(cfg.pop("dataset"))
         if isinstance(dataset, IterableDataset) or "num_batch_per_epoch" in cfg:
-            return self.build_dataloader(cfg | {"dataset": dataset}, seed=self.seed)
+            return self.build_dataloader({**cfg, "dataset": dataset}, seed=self.seed)
         sampler, batch_sampler = cfg.pop("sampler"), cfg.pop("batch_sampler", None)
         batch_size, drop_last = cfg.pop("batch_size", 1), cfg.pop("drop_last", False)
 
@@ -67,19 +95,16 @@ class Runner(_Runner):
             kind = collate.pop("type")
             collate = partial(FUNCTIONS.get(kind) if isinstance(kind, str) else kind, **collate)
         cfg.pop("worker_init_fn", None)  # each sample is seeded by its position
+        order = Order(build, self.seed, get_rank())
+        if not len(order):
+            raise DataError(f"{len(dataset)} samples to train on do not make one batch of {batch_size}")
         return DataLoader(
             Seeded(dataset),
-            batch_sampler=Order(build, self.seed, get_rank()),
+            batch_sampler=order,
             collate_fn=collate,
             generator=torch.Generator(),  # workers' seeds must not come from the model's random numbers
             **cfg,
         )
-
-    @staticmethod
-    def build_dataloader(dataloader, seed: int | None = None, diff_rank_seed: bool = False) -> DataLoader:
-        """As MMEngine's; data that cannot be listed is an error that names its folder."""
-        with _naming_data(dataloader["dataset"] if isinstance(dataloader, dict) else None):
-            return _Runner.build_dataloader(dataloader, seed, diff_rank_seed)
 
     def build_train_loop(self, loop):
         """As MMEngine's, with the stock loops replaced by resumable ones."""
@@ -95,7 +120,7 @@ class Runner(_Runner):
 
     def register_hook(self, hook, priority=None) -> None:
         """As MMEngine's, with the stock checkpoint hook replaced."""
-        if isinstance(hook, dict) and hook.get("type") == "CheckpointHook":
+        if isinstance(hook, dict) and hook.get("type") in _CHECKPOINT_HOOKS:
             hook = dict(hook, type=CheckpointHook)
         super().register_hook(hook, priority)
 
@@ -106,14 +131,30 @@ class Runner(_Runner):
             del hooks["data_check"]
         super().register_default_hooks(hooks)
 
+    # Validation
+
+    def validate(self) -> None:
+        """Run the validation. It draws no random number from the training, and checkpoints saved in it know of it."""
+        with preserved() as self._before_validation:
+            self.val_loop.run()
+        self._before_validation = None
+
     # Saving
+
+    def _process_state(self) -> dict:
+        """What differs between processes; gradients are there between two steps of an optimiser that accumulates."""
+        gradients = {name: p.grad.cpu() for name, p in self._bare_model().named_parameters() if p.grad is not None}
+        return dict(random=self._before_validation or random_state(), gradients=gradients)
 
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
         """As MMEngine's, of plain values and in one step. Every process must call it."""
-        states = all_gather_object(random_state()) if get_world_size() > 1 else [random_state()]
+        self._extra = {}
+        if kwargs.get("save_optimizer", True):  # otherwise it is not there to be resumed from
+            states = self._process_state()
+            self._extra["process_states"] = all_gather_object(states) if get_world_size() > 1 else [states]
+            self._extra["validated"] = self._before_validation is not None
         if not is_main_process():
             return
-        self._current_states = states
         write = super().save_checkpoint
         if "://" in str(out_dir):  # a remote store replaces objects whole
             write(out_dir, filename, *args, **kwargs)
@@ -125,7 +166,7 @@ class Runner(_Runner):
         super().call_hook(fn_name, **kwargs)
         if fn_name == "before_save_checkpoint":
             checkpoint = kwargs["checkpoint"]
-            checkpoint["random_states"] = self._current_states
+            checkpoint.update(self._extra)
             for key in checkpoint:
                 if key != "state_dict":
                     checkpoint[key] = plain(checkpoint[key], key)
@@ -145,16 +186,21 @@ class Runner(_Runner):
             CheckpointError: keys are missing, unexpected or of another shape; they are named.
             FileNotFoundError, ValueError: no file, or none that can be read.
         """
-        checkpoint = dict(read(filename))
-        if "message_hub" in checkpoint:
-            checkpoint["message_hub"] = revived(checkpoint["message_hub"])
-        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        model = self.model.module if is_model_wrapper(self.model) else self.model
+        checkpoint = revived(read(filename))
+        model = self._bare_model()
         state_dict = unwrap(checkpoint)
         convert = getattr(getattr(model, "backbone", None), "convert_state_dict", None)
         if convert:
             state_dict = convert(state_dict, "backbone.")
-        check_state_dict(state_dict, model.state_dict(), model, filename)
+        checkpoint["state_dict"] = state_dict
+        own = model.state_dict()
+        try:
+            self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        except RuntimeError:  # a hook's copy of the model does not fit either, and says less about it
+            check_state_dict(state_dict, own, model, filename)
+            raise
+        state_dict = checkpoint["state_dict"]
+        check_state_dict(state_dict, own, model, filename)
         model.load_state_dict(state_dict)
         self._has_loaded = True
         self.logger.info(f"loaded {filename}")
@@ -172,25 +218,31 @@ class Runner(_Runner):
                 f"{filename} cannot be resumed from: it holds no {', '.join(missing)}; "
                 "to start from its weights give it as `load_from`"
             )
+        self._resume = True  # hooks ask for it
         super().resume(filename, *args, **kwargs)
         order = getattr(self.train_dataloader, "batch_sampler", None)
         if isinstance(order, Order):
             order.seed = self.seed
-        states = content.get("random_states")
-        if states and len(states) == get_world_size():
-            self._random_states = states
+        self.validation_missed = not content.get("validated", True)
+        states = content.get("process_states", ())
+        if len(states) == get_world_size():
+            self._to_restore = states[get_rank()]
         else:
-            found = f"those of {len(states)} processes" if states else "none"
+            found = f"the states of {len(states)} processes" if states else "no state of a process"
             self.logger.warning(
-                f"{filename} holds {found} of the {get_world_size()} processes' random-number states: "
-                "the run continues, but not with the bits of an unbroken one"
+                f"{filename} holds {found}, this run has {get_world_size()}: "
+                "it continues, but not with the bits of an unbroken one"
             )
 
-    def restore_random_state(self) -> None:
-        """Put this process's generators where the checkpoint was saved; nothing if the run was not resumed."""
-        if self._random_states is not None:
-            restore(self._random_states[get_rank()])
-            self._random_states = None
+    def restore_process_state(self) -> None:
+        """Put generators and gradients where the checkpoint was saved; nothing if the run was not resumed."""
+        if self._to_restore is None:
+            return
+        for name, parameter in self._bare_model().named_parameters():
+            gradient = self._to_restore["gradients"].get(name)
+            parameter.grad = None if gradient is None else gradient.to(parameter.device)
+        restore(self._to_restore["random"])
+        self._to_restore = None
 
     def load_or_resume(self) -> None:
         """As MMEngine's; the latest checkpoint is the newest complete file in the work folder."""
@@ -210,22 +262,29 @@ class Runner(_Runner):
             super()._init_model_weights()
 
 
-@contextmanager
-def _naming_data(dataset) -> Iterator[None]:
-    """Errors of a data set's list of samples say where it was looked for: MMEngine's on an empty one do not."""
+def _built(dataset):
+    """A data set and its list of samples. MMEngine's errors on an empty one do not say where it was looked for."""
+    where = dataset.get("data_root") if isinstance(dataset, dict) else None
     try:
-        yield
+        if isinstance(dataset, dict):
+            dataset = DATASETS.build(dataset)
+        if hasattr(dataset, "full_init"):
+            dataset.full_init()
     except (ValueError, IndexError) as error:
-        where = dataset.get("data_root") if isinstance(dataset, dict) else None
         raise DataError(f"{where or 'the data set'} cannot be listed, or is empty: {error}") from error
+    return dataset
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint of the most steps that a run has saved in its folder."""
+    """The checkpoint that a run saved last, in its folder or where its checkpoint hook was told to save."""
     numbered = [
         (int(path.stem.rpartition("_")[2]), path)
         for pattern in ("iter_*.pth", "epoch_*.pth")
         for path in Path(folder).glob(pattern)
         if path.stem.rpartition("_")[2].isdigit()
     ]
-    return max(numbered, key=lambda item: (item[1].stat().st_mtime, item[0]))[1] if numbered else None
+    if numbered:
+        return max(numbered, key=lambda item: (item[1].stat().st_mtime, item[0]))[1]
+    note = Path(folder) / "last_checkpoint"  # MMEngine's; a kill may leave it empty
+    path = Path(note.read_text().strip()) if note.is_file() else Path()
+    return path if path.is_file() else None

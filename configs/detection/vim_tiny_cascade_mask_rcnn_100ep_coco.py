@@ -70,7 +70,6 @@ published = dict(
     box_AP=45.7,
     mask_AP=39.2,
     checkpoint=None,
-    source="https://arxiv.org/abs/2401.09417, figures from memory, unverified; layer decay from "
-    "det/projects/ViTDet/configs/COCO/cascade_mask_rcnn_vimdet_t_100ep_adj1.py in https://github.com/hustvl/Vim, "
-    "the rest is ViTDet's recipe",
+    source="https://github.com/hustvl/Vim; figures of https://arxiv.org/abs/2401.09417 from memory, unverified",
+    recipe="det/projects/ViTDet/configs/COCO/cascade_mask_rcnn_vimdet_t_100ep_adj1.py",
 )

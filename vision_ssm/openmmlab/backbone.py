@@ -85,6 +85,7 @@ class TimmFeatures(BaseModule):
             }
         )
         model.set_grad_checkpointing(with_cp)
+        model.is_init = True  # timm's models fill their weights when they are built, perhaps with pretrained ones
         self.register_load_state_dict_pre_hook(self._convert_in_place)
         self._freeze()
 

@@ -73,6 +73,8 @@ class TimmFeatures(BaseModule):
             model.mixer_taps = tap == "mixer"
         self.model_name, self.checkpoint, self.frozen_stages = model_name, checkpoint, frozen_stages
         self.out_indices = model.prune_intermediate_layers(list(out_indices), prune_norm=True, prune_head=True)
+        if self.out_indices != sorted(set(self.out_indices)):
+            raise ValueError(f"`out_indices` is {tuple(out_indices)}: expected each once, in the order of the model")
         self.num_channels = [model.feature_info[i]["num_chs"] for i in self.out_indices]
         self.model = model
         self.out_norms = nn.ModuleDict(
@@ -83,6 +85,7 @@ class TimmFeatures(BaseModule):
             }
         )
         model.set_grad_checkpointing(with_cp)
+        model.is_init = True  # timm's models fill their weights when they are built, perhaps with pretrained ones
         self.register_load_state_dict_pre_hook(self._convert_in_place)
         self._freeze()
 

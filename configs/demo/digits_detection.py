@@ -34,7 +34,6 @@ model = dict(
 _train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
-    dict(type="PhotoMetricDistortion"),
     dict(type="PackDetInputs"),
 ]
 _test_pipeline = [

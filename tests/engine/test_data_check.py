@@ -6,10 +6,10 @@ from PIL import Image
 
 pytest.importorskip("mmseg")
 pytest.importorskip("mmdet")
+pytest.importorskip("vision_ssm.openmmlab")  # puts the bridge in place, before what needs it
 from mmdet.datasets import CocoDataset
 from mmseg.datasets import BaseSegDataset
 
-import vision_ssm.openmmlab  # noqa: F401
 from vision_ssm.demo.scenes import CLASSES, Scenes, write
 from vision_ssm.engine import DataError, Runner
 from vision_ssm.engine.data_check import check_dataset

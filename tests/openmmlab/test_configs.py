@@ -6,10 +6,10 @@ import pytest
 import torch
 
 pytest.importorskip("mmcv")
-import vision_ssm.openmmlab  # noqa: F401 - before mmseg and mmdet, which import mmcv's operators
 
 pytest.importorskip("mmseg")
 pytest.importorskip("mmdet")
+pytest.importorskip("vision_ssm.openmmlab")  # puts the bridge in place, before what needs it
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # mmseg's and mmdet's own
 import timm  # noqa: E402
 from mmdet.datasets import CocoDataset  # noqa: E402

@@ -5,10 +5,10 @@ import torch
 
 pytest.importorskip("mmcv")
 pytest.importorskip("mmdet")
+pytest.importorskip("vision_ssm.openmmlab")  # puts the bridge in place, before what needs it
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 
-import vision_ssm.openmmlab  # noqa: F401
 from vision_ssm.openmmlab.tta import InstanceTTAModel
 
 

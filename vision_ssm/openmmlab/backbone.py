@@ -138,17 +138,13 @@ class TimmFeatures(BaseModule):
 
     def _load_classifier(self, source: str) -> None:
         """Classification weights, without what no dense model has: head, last norm, class token, unused stages."""
-        state_dict = unwrap(read(source))
+        state_dict, whole = unwrap(read(source)), _whole(self.model_name)
         if self._ours:
-            state_dict = without_class_token(convert_state_dict(state_dict, _whole(self.model_name)), self.model)
+            state_dict = without_class_token(convert_state_dict(state_dict, whole), self.model)
             state_dict = convert_state_dict(state_dict, self.model)  # again, for the position table's size
         own = self.model.state_dict()
-        blocks = "blocks." if isinstance(self.model, SequenceBackbone) else "stages."
-        count = len(getattr(self.model, blocks[:-1], ()))
-        for name in list(state_dict):
-            later = name.startswith(blocks) and int(name.split(".")[1]) >= count
-            if name not in own and (later or name.startswith(("head.", "norm."))):
-                del state_dict[name]
+        unused = whole.state_dict().keys() - own.keys()
+        state_dict = {name: value for name, value in state_dict.items() if name not in unused}
         for name, value in own.items():  # weights of RMSNorms in LayerNorms, as in the references' dense models
             if name.endswith("norm.bias") and name not in state_dict and name[: -len("bias")] + "weight" in state_dict:
                 state_dict[name] = torch.zeros_like(value)

@@ -110,8 +110,9 @@ class TimmFeatures(BaseModule):
 
     def _freeze(self) -> None:
         frozen = [p for module in self._frozen() for p in module.parameters()]
-        if frozen and getattr(self.model, "pos_embed", None) is not None:
-            frozen.append(self.model.pos_embed)
+        if frozen:  # what a plain model's stem adds to the patches
+            tables = (getattr(self.model, name, None) for name in ("pos_embed", "cls_token", "tail_token"))
+            frozen += [table for table in tables if table is not None]
         for parameter in frozen:
             parameter.requires_grad_(False)
 
@@ -176,7 +177,11 @@ class TimmFeatures(BaseModule):
         return out | {prefix + name: value for name, value in norms.items()}
 
     def _convert_in_place(self, module, state_dict, prefix, *_) -> None:
-        """Published names through any door: `load_state_dict`, mmseg's `init_model`, MMEngine's loaders."""
+        """Published names through any door: `load_state_dict`, mmseg's `init_model`, MMEngine's loaders.
+
+        Only Vim's pyramid, which is a neighbour here, needs `convert_state_dict` on the whole network's weights first,
+        as this package's runner does.
+        """
         converted = self.convert_state_dict(state_dict, prefix)
         if converted.keys() != state_dict.keys():
             state_dict.clear()

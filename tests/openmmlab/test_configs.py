@@ -1,24 +1,22 @@
 """Every packaged config: it builds, has the published size, follows its recipe, trains a step and tests."""
 
-import logging
-
 import pytest
 import torch
 
 pytest.importorskip("mmcv")
+import vision_ssm.openmmlab  # noqa: F401 - before mmseg and mmdet, which import mmcv's operators
 
 pytest.importorskip("mmseg")
 pytest.importorskip("mmdet")
-pytest.importorskip("vision_ssm.openmmlab")  # puts the bridge in place, before what needs it
+import timm
+from mmdet.datasets import CocoDataset
+from mmengine import Config
+from mmengine.registry import MODELS
+from openmmlab import dense_data
+
+from vision_ssm.engine import load_config, packaged_configs, test, train
+
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # mmseg's and mmdet's own
-import timm  # noqa: E402
-from mmdet.datasets import CocoDataset  # noqa: E402
-from mmengine import Config  # noqa: E402
-from mmengine.registry import MODELS, DefaultScope  # noqa: E402
-from openmmlab import dense_data  # noqa: E402
-
-from vision_ssm.engine import load_config, packaged_configs, test, train  # noqa: E402
-
 test.__test__ = False  # the engine's, no test of ours
 CONFIGS = [name for name in packaged_configs() if not name.startswith("demo/")]
 ADE20K = [name for name in CONFIGS if name.startswith("segmentation/")]
@@ -85,17 +83,6 @@ SMALL = {
     "vim": "vim_test",
 }
 CHANNELS = {256: 16, 384: 24, 512: 32, 1024: 48}
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    """MMEngine's loggers and scope are one for the process: each test leaves them as they were."""
-    level, scope = logging.root.manager.disable, DefaultScope.get_current_instance()
-    logging.disable(logging.WARNING)
-    yield
-    logging.disable(level)
-    if scope is None:
-        DefaultScope._instance_dict.clear()
 
 
 def _model(cfg):

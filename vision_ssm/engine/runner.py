@@ -16,7 +16,7 @@ from mmengine.runner import Runner as _Runner
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from ..checkpoints import CheckpointError, check_state_dict, read, unwrap
+from ..checkpoints import CheckpointError, check_state_dict, converting, read, unwrap
 from ..files import write_atomically
 from .checkpoint_hook import CheckpointHook
 from .data_check import DataCheckHook
@@ -191,7 +191,8 @@ class Runner(_Runner):
         state_dict = unwrap(checkpoint)
         convert = getattr(getattr(model, "backbone", None), "convert_state_dict", None)
         if convert:
-            state_dict = convert(state_dict, "backbone.")
+            with converting(filename, model):
+                state_dict = convert(state_dict, "backbone.")
         checkpoint["state_dict"] = state_dict
         own = model.state_dict()
         try:

@@ -8,11 +8,11 @@ custom_imports = dict(
     imports=["vision_ssm.openmmlab", "vision_ssm.openmmlab.tta", "vision_ssm.demo.scene_data", "vision_ssm.demo.sheet"]
 )
 data_root = "data/digit_scenes"
-scenes = dict(train=1600, val=200, size=128)
+scenes = dict(train=2400, val=200, size=128)
 _channels = 48
 model = dict(
-    backbone=dict(model_name="vmamba_test"),
-    neck=dict(in_channels=[24, 48, 96, 192], out_channels=_channels, num_outs=4),
+    backbone=dict(model_name="vmamba_test", dim=32),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=_channels, num_outs=4),
     rpn_head=dict(
         in_channels=_channels,
         feat_channels=_channels,

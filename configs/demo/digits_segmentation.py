@@ -7,18 +7,18 @@ The scenes are written to `data_root` where they are missing.
 _base_ = ["../_base_/upernet.py", "../_base_/segmentation_runtime.py"]
 custom_imports = dict(imports=["vision_ssm.openmmlab", "vision_ssm.demo.scene_data", "vision_ssm.demo.sheet"])
 data_root = "data/digit_scenes"
-scenes = dict(train=1600, val=200, size=128)
+scenes = dict(train=2400, val=200, size=128)
 norm_cfg = dict(type="BN", requires_grad=True)
 # Most pixels are background; Dice keeps the outlines tight all the same.
 _cross_entropy = dict(
     type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0, class_weight=[0.2] + [1.0] * 10, avg_non_ignore=True
 )
-_dice = dict(type="DiceLoss", loss_weight=1.0)
+_dice = dict(type="DiceLoss", use_sigmoid=False, loss_weight=1.0)
 model = dict(
-    data_preprocessor=dict(size=(128, 128), seg_pad_val=0),  # what is added around a scene is background
-    backbone=dict(model_name="vmamba_test"),
+    data_preprocessor=dict(size=(128, 128)),
+    backbone=dict(model_name="vmamba_test", dim=32),
     decode_head=dict(
-        in_channels=[24, 48, 96, 192],
+        in_channels=[32, 64, 128, 256],
         channels=48,
         num_classes=11,
         norm_cfg=norm_cfg,
@@ -26,7 +26,7 @@ model = dict(
         loss_decode=[_cross_entropy, _dice],
     ),
     auxiliary_head=dict(
-        in_channels=96,
+        in_channels=128,
         channels=32,
         num_classes=11,
         norm_cfg=norm_cfg,
@@ -37,8 +37,6 @@ model = dict(
 _train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),
-    dict(type="RandomResize", scale=(128, 128), ratio_range=(0.8, 1.25), keep_ratio=True),
-    dict(type="RandomCrop", crop_size=(128, 128)),
     dict(type="PackSegInputs"),
 ]
 _test_pipeline = [

@@ -6,21 +6,11 @@ import types
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 __all__ = ["read", "unwrap"]
-
-# What a checkpoint may name: tensors and plain containers. Everything else becomes an inert `_Placeholder`.
-_ALLOWED = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-    ("torch", "Size"): torch.Size,
-    ("torch", "device"): torch.device,
-    ("builtins", "set"): set,
-}
 
 
 class _Placeholder:
@@ -51,6 +41,44 @@ class _Placeholder:
 
     def extend(self, values):
         pass
+
+
+class _Kind:
+    """Of a NumPy number: a name as "f8", without NumPy's own code being called."""
+
+    def __init__(self, name, *_):
+        self.name = name
+
+    def __setstate__(self, state):
+        if state[1] == ">":
+            self.name = None
+
+
+def _bytes(text, encoding) -> bytes:
+    return text.encode("latin1")
+
+
+def _number(kind, data):
+    """A NumPy number, as Python's."""
+    if kind.name in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"):
+        return np.frombuffer(data, "<" + kind.name).item()
+    return _Placeholder()
+
+
+# What a checkpoint may name: tensors, plain containers, NumPy's numbers. All else becomes an inert `_Placeholder`.
+_ALLOWED = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    ("torch", "Size"): torch.Size,
+    ("torch", "device"): torch.device,
+    ("builtins", "set"): set,
+    ("numpy", "dtype"): _Kind,
+    ("numpy.core.multiarray", "scalar"): _number,
+    ("numpy._core.multiarray", "scalar"): _number,
+    ("_codecs", "encode"): _bytes,
+}
 
 
 class _Unpickler(pickle.Unpickler):

@@ -122,7 +122,7 @@ def load_config(config: str | Path, options: dict | None = None) -> Config:
 def _check_key(key: str, known: Sequence[str], where: str, strict: bool = False) -> None:
     if key in known or key.startswith("_"):  # variables of a config
         return
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6 if strict else 0.85)
     if close or strict:
         hint = f": did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"{where}: unknown key {key!r}{hint}")

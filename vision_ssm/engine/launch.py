@@ -1,5 +1,6 @@
 """`train` and `test`: from a config to a runner, in one process or one of several."""
 
+import copy
 import itertools
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from .config import ConfigError, load_config
+from .order import DataError
 from .runner import Runner, latest_checkpoint
 
 __all__ = ["test", "train"]
@@ -19,7 +21,7 @@ Launcher = Literal["none", "pytorch", "slurm"]
 
 
 def _prepare(config: str | Path | Config, work_dir: str | Path | None, options: dict | None, launcher: Launcher):
-    cfg = config.copy() if isinstance(config, Config) else load_config(config, options)
+    cfg = copy.deepcopy(config) if isinstance(config, Config) else load_config(config, options)
     if isinstance(config, Config) and options:
         cfg.merge_from_dict(options)
     if work_dir is not None:
@@ -40,6 +42,10 @@ def _prepare(config: str | Path | Config, work_dir: str | Path | None, options: 
     return cfg
 
 
+def _name(cfg: Config) -> str:
+    return cfg.filename or "the config"
+
+
 def _without_sync_bn(node) -> None:
     """SyncBN exists for GPUs only; on CPUs every process normalises its own batch."""
     if isinstance(node, dict):
@@ -56,7 +62,7 @@ def _runner(cfg: Config) -> Runner:
     try:
         return Runner.from_cfg(cfg)
     except (KeyError, TypeError) as error:  # MMEngine's registries: an unknown type or argument
-        raise ConfigError(f"{cfg.filename}: {error}") from error
+        raise ConfigError(f"{_name(cfg)}: {error}") from error
 
 
 def train(
@@ -87,7 +93,7 @@ def train(
     cfg = _prepare(config, work_dir, options, launcher)
     for part in ("train_dataloader", "train_cfg", "optim_wrapper"):
         if cfg.get(part) is None:
-            raise ConfigError(f"{cfg.filename} has no `{part}`: it cannot be trained")
+            raise ConfigError(f"{_name(cfg)} has no `{part}`: it cannot be trained")
     if resume is True:
         cfg.resume = True
         cfg.load_from = None if latest_checkpoint(cfg.work_dir) else cfg.get("load_from")
@@ -97,7 +103,7 @@ def train(
     if amp:
         kind = {"bf16": dict(type="BFloat16OptimWrapper"), "fp16": dict(type="AmpOptimWrapper", loss_scale="dynamic")}
         if cfg.optim_wrapper.get("type", "OptimWrapper") != "OptimWrapper":
-            raise ConfigError(f"{cfg.filename}: `optim_wrapper` is a {cfg.optim_wrapper.type} already: leave out --amp")
+            raise ConfigError(f"{_name(cfg)}: `optim_wrapper` is a {cfg.optim_wrapper.type} already: leave out --amp")
         cfg.optim_wrapper.update(kind[amp])
     return _run(_runner(cfg), "train", cfg)
 
@@ -131,7 +137,7 @@ def test(
     if show_dir is not None:
         hook = cfg.get("default_hooks", {}).get("visualization")
         if hook is None:
-            raise ConfigError(f"{cfg.filename} has no `default_hooks.visualization`: it cannot draw")
+            raise ConfigError(f"{_name(cfg)} has no `default_hooks.visualization`: it cannot draw")
         hook.update(draw=True, interval=1)
         if hook.type == "DetVisualizationHook":
             hook.pop("interval")
@@ -139,7 +145,7 @@ def test(
         cfg.visualizer.update(save_dir=str(show_dir))
     if tta:
         if "tta_model" not in cfg or "tta_pipeline" not in cfg:
-            raise ConfigError(f"{cfg.filename} has no `tta_model` and `tta_pipeline`")
+            raise ConfigError(f"{_name(cfg)} has no `tta_model` and `tta_pipeline`")
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     return {name: float(value) for name, value in _run(_runner(cfg), "test", cfg).items()}
@@ -158,8 +164,11 @@ def _write_predictions(cfg: Config, folder: Path) -> None:
 def _run(runner: Runner, job: str, cfg: Config):
     try:
         return getattr(runner, job)()
+    except DataError as error:
+        # The traceback keeps the loaders, whose processes would then take seconds to end.
+        raise error.with_traceback(None) from error.__cause__
     except (KeyError, TypeError) as error:
         # Loaders, hooks and optimisers are built late; MMEngine names the class and what it did not expect.
         if "unexpected keyword" in str(error) or "registry" in str(error):
-            raise ConfigError(f"{cfg.filename}: {error}") from error
+            raise ConfigError(f"{_name(cfg)}: {error}") from error
         raise

@@ -6,7 +6,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .order import DataError, Order
+from .order import Order
 
 __all__ = ["EpochLoop", "IterLoop"]
 
@@ -16,10 +16,7 @@ def _batches(loader: DataLoader, first: int, epoch: int = 0, endless: bool = Fal
     order = loader.batch_sampler
     if isinstance(order, Order):
         order.epoch, order.first, order.endless = epoch, first, endless
-        try:
-            yield from loader
-        except DataError as error:  # a worker's comes with its traceback as its text
-            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
+        yield from loader
         return
     while True:  # a loader that the user built: the only way is to load what comes before
         for batch in loader:

@@ -18,6 +18,13 @@ __all__ = ["DataError", "Order", "Seeded", "preserved", "random_state", "restore
 class DataError(ValueError):
     """A sample cannot be used; the message names its file."""
 
+    def __init__(self, message: str):
+        # A worker's arrives as its traceback's text, which ends with the message.
+        *traceback, message = message.rsplit("DataError: ", 1)
+        super().__init__(message.strip())
+        if traceback:
+            self.__cause__ = RuntimeError(traceback[0])
+
 
 class _Draw(int):
     """The index of a sample that knows where in the run it was drawn."""

@@ -6,11 +6,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
+from mmengine.dist import all_gather_object, get_rank, get_world_size, is_distributed, is_main_process
 from mmengine.hooks import CheckpointHook as StockCheckpointHook
 from mmengine.logging import MessageHub
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, RUNNERS
+from mmengine.optim import OptimWrapper
+from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, OPTIMIZERS, RUNNERS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.runner import Runner as _Runner
 from torch import nn
@@ -51,6 +52,21 @@ class Runner(_Runner):
     validation_missed = False  # the run was resumed where the validation of that step had not ended
     _to_restore: dict | None = None
     _before_validation: dict | None = None  # random-number state, during a validation
+
+    def setup_env(self, env_cfg: dict) -> None:
+        """As MMEngine's, which asks for a GPU wherever several processes start."""
+        if self._launcher == "pytorch" and not is_distributed() and not torch.cuda.is_available():
+            torch.distributed.init_process_group("gloo")
+        super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """As MMEngine's, which names a GPU for every process."""
+        if self.distributed and not torch.cuda.is_available():
+            unused = self.cfg.get("find_unused_parameters", False)
+            model_wrapper_cfg = model_wrapper_cfg or dict(broadcast_buffers=False, find_unused_parameters=unused)
+            if model_wrapper_cfg.get("type", "MMDistributedDataParallel") == "MMDistributedDataParallel":
+                model_wrapper_cfg = {**model_wrapper_cfg, "device_ids": None}
+        return super().wrap_model(model_wrapper_cfg, model)
 
     def build_message_hub(self, message_hub: dict | None = None) -> MessageHub:
         """As MMEngine's, but empty: an earlier run of this process may have had the same name."""
@@ -118,6 +134,15 @@ class Runner(_Runner):
             self._train_dataloader = self._ordered_dataloader(self._train_dataloader)
         return super().build_train_loop(loop)
 
+    def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
+        """As MMEngine's, which does not name an optimiser that it does not know."""
+        if isinstance(optim_wrapper, dict) and isinstance(optim_wrapper.get("optimizer"), dict):
+            kind = optim_wrapper["optimizer"].get("type")
+            with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+                if isinstance(kind, str) and registry.get(kind) is None:
+                    raise KeyError(f"{kind} is not in the registry of optimizers")
+        return super().build_optim_wrapper(optim_wrapper)
+
     def register_hook(self, hook, priority=None) -> None:
         """As MMEngine's, with the stock checkpoint hook replaced."""
         if isinstance(hook, dict) and hook.get("type") in _CHECKPOINT_HOOKS:
@@ -142,9 +167,14 @@ class Runner(_Runner):
     # Saving
 
     def _process_state(self) -> dict:
-        """What differs between processes; gradients are there between two steps of an optimiser that accumulates."""
-        gradients = {name: p.grad.cpu() for name, p in self._bare_model().named_parameters() if p.grad is not None}
-        return dict(random=self._before_validation or random_state(), gradients=gradients)
+        """What differs between processes, and gradients: an optimiser that accumulates has some between its steps."""
+        model = self._bare_model()
+        parameters = dict(model.named_parameters())
+        gradients = {name: p.grad.cpu() for name, p in parameters.items() if p.grad is not None}
+        buffers = {name: value.cpu() for name, value in model.state_dict().items() if name not in parameters}
+        if is_main_process():
+            buffers = {}  # the checkpoint's; statistics of BatchNorm are each process's own
+        return dict(random=self._before_validation or random_state(), gradients=gradients, buffers=buffers)
 
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
         """As MMEngine's, of plain values and in one step. Every process must call it."""
@@ -236,10 +266,12 @@ class Runner(_Runner):
             )
 
     def restore_process_state(self) -> None:
-        """Put generators and gradients where the checkpoint was saved; nothing if the run was not resumed."""
+        """Put generators, gradients and buffers where the checkpoint was saved; nothing if the run was not resumed."""
         if self._to_restore is None:
             return
-        for name, parameter in self._bare_model().named_parameters():
+        model = self._bare_model()
+        model.load_state_dict(self._to_restore["buffers"], strict=False)
+        for name, parameter in model.named_parameters():
             gradient = self._to_restore["gradients"].get(name)
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
         restore(self._to_restore["random"])

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
+import torch
 from mmengine import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from torch import nn
@@ -34,8 +35,6 @@ def _prepare(config: str | Path | Config, work_dir: str | Path | None, options: 
     cfg.get("visualizer", {}).pop("name", None)
     os.environ.setdefault("LOCAL_RANK", "0")
     env = cfg.setdefault("env_cfg", ConfigDict())
-    import torch
-
     if not torch.cuda.is_available():
         env.setdefault("dist_cfg", ConfigDict())["backend"] = "gloo"
         _without_sync_bn(cfg)

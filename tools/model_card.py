@@ -5,6 +5,7 @@ python tools/model_card.py --check    # exit 1 if a file differs from what would
 """
 
 import argparse
+import runpy
 import sys
 from pathlib import Path
 
@@ -42,6 +43,24 @@ def _flops(f: dict) -> str:
     return f"{f['gflops']} (counted: one for a multiply-add, 9·L·D·N + L·D for a scan{published})"
 
 
+def _dense(name: str) -> list[tuple[str, str]]:
+    """The configs that build on a model, with the results that they aim at."""
+    rows = []
+    for path in sorted((ROOT / "configs").glob("[!_]*/*.py")):
+        config = runpy.run_path(str(path))
+        published = config.get("published")
+        if published is None or config["model"]["backbone"]["model_name"] != name:
+            continue
+        if "mIoU" in published:
+            figure = f"mIoU {published['mIoU']['single_scale']}"
+        else:
+            figure = f"box AP {published['box_AP']}, mask AP {published['mask_AP']}"
+        mark = ", unverified" if "unverified" in published["source"] else ""
+        link = f"[{path.stem}](../configs/{path.parent.name}/{path.name})"
+        rows.append((path.parent.name, f"{link}: {figure} (published{mark}, not measured here)"))
+    return rows
+
+
 def card(name: str, f: dict) -> str:
     """The card of one model."""
     venue = f", {f['venue']}" if f["venue"] else ""
@@ -66,6 +85,7 @@ def card(name: str, f: dict) -> str:
     ]
     if f.get("checkpoint_note"):
         rows.append(("note on the weights", f["checkpoint_note"]))
+    rows += _dense(name)
     rows += [("training of the published weights", f["training"]), ("source of these facts", f["source"])]
     body = "\n".join(f"| {key} | {value} |" for key, value in rows)
     head = "---\ntags:\n- image-classification\n- timm\n- vision-ssm\nlibrary_name: timm\n"

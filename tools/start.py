@@ -1,6 +1,8 @@
 """From a fresh clone to a finished job, with Python and pip alone.
 
     python tools/start.py digits [arguments of `vision-ssm train-digits`]
+    python tools/start.py digits-segmentation [arguments of `vision-ssm train`]
+    python tools/start.py digits-detection [arguments of `vision-ssm train`]
     python tools/start.py test [arguments of pytest]
 
 Makes a virtual environment in `.venv` (or the folder that VISION_SSM_VENV names), installs the package with what the
@@ -17,6 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = {
     "digits": ("demo", ["-m", "vision_ssm", "train-digits"]),
+    "digits-segmentation": ("demo,openmmlab", ["tools/train.py", "configs/demo/digits_segmentation.py", "--resume"]),
+    "digits-detection": ("demo,openmmlab", ["tools/train.py", "configs/demo/digits_detection.py", "--resume"]),
     "test": ("dev", ["-m", "pytest"]),
 }
 
@@ -37,13 +41,13 @@ def _environment(extra: str) -> Path:
     if not python.exists():
         print(f"making a virtual environment in {folder}", flush=True)
         venv.create(folder, with_pip=True)
-    stamp = folder / f".vision_ssm-{extra}"
-    if not stamp.exists() or stamp.read_text() != _fingerprint(extra):
+    stamps = {name: folder / f".vision_ssm-{name}" for name in (extra, "dev")}  # "dev" holds all the others
+    if not any(stamp.exists() and stamp.read_text() == _fingerprint(name) for name, stamp in stamps.items()):
         print("installing vision_ssm and what it needs (PyTorch is large: the first time takes minutes)", flush=True)
         pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
         subprocess.run([*pip, "torch", "torchvision", "timm>=1.0.31"], check=True)  # together, so that they match
         subprocess.run([*pip, "--editable", f"{ROOT}[{extra}]"], check=True)
-        stamp.write_text(_fingerprint(extra))
+        stamps[extra].write_text(_fingerprint(extra))
     return python
 
 

@@ -1,6 +1,6 @@
-"""36 epochs with multi-scale training: Swin's recipe."""
+"""36 epochs of COCO with multi-scale training: Swin's recipe."""
 
-_base_ = "./detection_1x.py"
+_base_ = ["./coco_instance.py", "./detection_1x.py"]  # a base may change what it inherits, not what lies beside it
 _scales = [(side, 1333) for side in (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)]
 train_pipeline = [
     dict(type="LoadImageFromFile"),

@@ -1,6 +1,6 @@
 """What every detection config shares: hooks, logs, checkpoints."""
 
-custom_imports = dict(imports=["vision_ssm.openmmlab"], allow_failed_imports=False)
+custom_imports = dict(imports=["vision_ssm.openmmlab", "vision_ssm.openmmlab.tta"], allow_failed_imports=False)
 default_scope = "mmdet"
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),
@@ -23,4 +23,4 @@ log_level = "INFO"
 load_from = None
 resume = False
 randomness = dict(seed=0)
-tta_model = dict(type="DetTTAModel", tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100))
+tta_model = dict(type="InstanceTTAModel", tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100))

@@ -13,5 +13,6 @@ published = dict(
     box_AP=46.7,
     mask_AP=42.2,
     checkpoint=None,
-    source="https://arxiv.org/abs/2403.09338, from memory, unverified; schedule and drop path are those of VMamba",
+    source="https://github.com/hunto/LocalMamba; figures of https://arxiv.org/abs/2403.09338 from memory, unverified",
+    recipe="detection/configs/local_mamba/mask_rcnn_local_vssm_tiny_fpn_coco.py",  # with fp16
 )

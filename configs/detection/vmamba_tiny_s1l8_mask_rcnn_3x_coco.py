@@ -2,7 +2,6 @@
 
 _base_ = [
     "../_base_/mask_rcnn.py",
-    "../_base_/coco_instance.py",
     "../_base_/detection_3x.py",
     "../_base_/detection_runtime.py",
 ]

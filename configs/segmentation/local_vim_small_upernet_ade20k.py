@@ -26,5 +26,6 @@ model = dict(
 published = dict(
     mIoU=dict(single_scale=46.4, multi_scale=47.5),
     checkpoint=None,
-    source="https://arxiv.org/abs/2403.09338, from memory, unverified; schedule of VMamba, drop path of the classifier",
+    source="https://github.com/hunto/LocalMamba; figures of https://arxiv.org/abs/2403.09338 from memory, unverified",
+    recipe="segmentation/configs/local_mamba/upernet_local_vim-small_8xb2-160k_ade20k-512x512.py",
 )

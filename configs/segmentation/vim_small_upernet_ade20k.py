@@ -1,6 +1,7 @@
 """Vim-S with UPerNet on ADE20K: 60k iterations, batch 32 (4 GPUs with 8 images), sliding-window test.
 
-The class token is dropped; the heads read the mixers' outputs after blocks 6, 12, 18 and 24, rescaled to four strides.
+The class token is dropped; the heads read the residual stream after blocks 6, 12, 18 and 24, rescaled to four strides.
+The reference reads the first three one rotary embedding later.
 """
 
 _base_ = [
@@ -18,7 +19,8 @@ model = dict(
         rope=True,
         out_indices=(5, 11, 17, 23),
         out_norm=False,
-        tap="mixer",
+        tap="stream",
+        drop_path_rate=0.1,
     ),
     neck=dict(type="Feature2Pyramid", embed_dim=384, rescales=[4, 2, 1, 0.5], norm_cfg=norm_cfg),
     decode_head=dict(in_channels=[384] * 4, channels=384),
@@ -28,7 +30,7 @@ model = dict(
 optim_wrapper = dict(
     constructor="TimmLayerDecay",
     optimizer=dict(lr=1e-4, weight_decay=0.05),
-    paramwise_cfg=dict(_delete_=True, layer_decay=0.92),
+    paramwise_cfg=dict(_delete_=True, layer_decay=0.95),
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-6, by_epoch=False, begin=0, end=1500),
@@ -40,6 +42,6 @@ auto_scale_lr = dict(base_batch_size=32)
 published = dict(
     mIoU=dict(single_scale=44.9),
     checkpoint=None,
-    source="https://arxiv.org/abs/2401.09417, figure from memory, unverified; seg/configs/vim/upernet in "
-    "https://github.com/hustvl/Vim, learning rate of the config; weight decay from memory, unverified",
+    source="https://github.com/hustvl/Vim; figure of https://arxiv.org/abs/2401.09417 from memory, unverified",
+    recipe="seg/scripts/ft_vim_small_upernet.sh",  # it sets what the heads read and the layer decay
 )

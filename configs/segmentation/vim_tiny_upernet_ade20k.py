@@ -19,6 +19,7 @@ model = dict(
         out_indices=(5, 11, 17, 23),
         out_norm=False,
         tap="mixer",
+        drop_path_rate=0.1,
     ),
     neck=dict(type="Feature2Pyramid", embed_dim=192, rescales=[4, 2, 1, 0.5], norm_cfg=norm_cfg),
     decode_head=dict(in_channels=[192] * 4, channels=192),
@@ -41,6 +42,6 @@ published = dict(
     mIoU=dict(single_scale=41.0),
     checkpoint=None,
     params=12901100,  # of the network with its heads, from the published log
-    source="https://arxiv.org/abs/2401.09417, figure from memory, unverified; seg/configs/vim/upernet in "
-    "https://github.com/hustvl/Vim, learning rate and weight decay of the tiny script",
+    source="https://github.com/hustvl/Vim; figure of https://arxiv.org/abs/2401.09417 from memory, unverified",
+    recipe="seg/scripts/ft_vim_tiny_upernet.sh",  # it sets learning rate and weight decay
 )

@@ -2,7 +2,8 @@
 
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch.nn as nn
@@ -10,7 +11,15 @@ from torch import Tensor
 
 from .reading import read, unwrap
 
-__all__ = ["CheckpointError", "check_state_dict", "convert_state_dict", "load_checkpoint", "load_into", "rename"]
+__all__ = [
+    "CheckpointError",
+    "check_state_dict",
+    "convert_state_dict",
+    "converting",
+    "load_checkpoint",
+    "load_into",
+    "rename",
+]
 
 Rule = tuple[str, str | Callable[[re.Match], str]]
 
@@ -93,13 +102,26 @@ _FOREIGN = (KeyError, IndexError, RuntimeError, TypeError, ValueError)
 
 
 def _converted(content: Mapping, model: nn.Module, source) -> dict[str, Tensor]:
-    try:
+    with converting(source, model, _hint):
         return convert_state_dict(content, model)
+
+
+@contextmanager
+def converting(source, model: nn.Module, hint: Callable[[object], str] | None = None) -> Iterator[None]:
+    """What goes wrong while names are converted is an error of the checkpoint; arguments as of `check_state_dict`.
+
+    Raises:
+        CheckpointError: the names or shapes are not those of a known layout.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
     except _FOREIGN as error:
         where = "the state dict" if isinstance(source, Mapping) else str(source)
         raise CheckpointError(
             f"{where} is no checkpoint of {type(model).__name__}: {type(error).__name__} {error} while its names "
-            f"were converted{_hint(source)}"
+            f"were converted{hint(source) if hint else ''}"
         ) from error
 
 

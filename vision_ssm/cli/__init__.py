@@ -13,7 +13,17 @@ from .console import CommandError
 
 __all__ = ["main"]
 
-_COMMANDS = ("list_models", "info", "predict", "convert", "evaluate", "train_digits", "benchmark")
+_COMMANDS = (
+    "list_models",
+    "info",
+    "predict",
+    "convert",
+    "evaluate",
+    "train",
+    "test",
+    "train_digits",
+    "benchmark",
+)
 
 
 class _Parser(argparse.ArgumentParser):

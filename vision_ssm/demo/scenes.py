@@ -27,7 +27,7 @@ CLASSES = ("background", *"0123456789")  # of the label maps; COCO's categories 
 
 VERSION = 1  # of what a recipe makes: to be raised with every change of a pixel
 _SPLITS = {"train": "training", "val": "validation"}
-_HEIGHTS = (3 / 16, 7 / 16)  # of a digit, in sides of the image
+_HEIGHTS = (1 / 4, 1 / 2)  # of a digit, in sides of the image
 _ANGLE = 12  # degrees
 _TRIES = 16  # places looked at for one digit
 _HIDDEN = 0.3  # of an earlier digit's pixels, at most

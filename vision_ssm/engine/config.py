@@ -63,7 +63,7 @@ class ConfigError(ValueError):
 
 def config_folder() -> Path:
     """The folder of the package's configs: beside the package in a source tree, inside it where it is installed."""
-    for folder in (_PACKAGE.parent / "configs", _PACKAGE / "_data" / "configs"):
+    for folder in (_PACKAGE / "_data" / "configs", _PACKAGE.parent / "configs"):
         if (folder / "_base_").is_dir():
             return folder
     raise FileNotFoundError("the configs are missing from this installation")

@@ -1,10 +1,12 @@
 """`train` and `test`: from a config to a runner, in one process or one of several."""
 
 import copy
+import itertools
 import os
 from pathlib import Path
 from typing import Literal
 
+import torch
 from mmengine import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from torch import nn
@@ -15,6 +17,7 @@ from .runner import Runner, latest_checkpoint
 
 __all__ = ["test", "train"]
 
+_RUNS = itertools.count()
 Launcher = Literal["none", "pytorch", "slurm"]
 
 
@@ -27,10 +30,11 @@ def _prepare(config: str | Path | Config, work_dir: str | Path | None, options: 
     elif cfg.get("work_dir") is None:
         cfg.work_dir = str(Path("runs") / Path(cfg.filename or "run").stem)
     cfg.launcher = launcher
+    # MMEngine keeps loggers, message hubs and visualisers by name for as long as the process lives.
+    cfg.experiment_name = f"{Path(cfg.work_dir).name}_{os.getpid()}_{next(_RUNS)}"
+    cfg.get("visualizer", {}).pop("name", None)
     os.environ.setdefault("LOCAL_RANK", "0")
     env = cfg.setdefault("env_cfg", ConfigDict())
-    import torch
-
     if not torch.cuda.is_available():
         env.setdefault("dist_cfg", ConfigDict())["backend"] = "gloo"
         _without_sync_bn(cfg)
@@ -143,7 +147,7 @@ def test(
             raise ConfigError(f"{_name(cfg)} has no `tta_model` and `tta_pipeline`")
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    return _run(_runner(cfg), "test", cfg)
+    return {name: float(value) for name, value in _run(_runner(cfg), "test", cfg).items()}
 
 
 def _write_predictions(cfg: Config, folder: Path) -> None:

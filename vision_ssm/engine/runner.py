@@ -17,9 +17,10 @@ from mmengine.runner import Runner as _Runner
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from ..checkpoints import CheckpointError, check_state_dict, read, unwrap
+from ..checkpoints import CheckpointError, check_state_dict, converting, read, unwrap
 from ..files import write_atomically
 from .checkpoint_hook import CheckpointHook
+from .data_check import DataCheckHook
 from .loops import EpochLoop, IterLoop
 from .order import DataError, Order, Seeded, preserved, random_state, restore
 from .plain import plain, revived
@@ -148,6 +149,13 @@ class Runner(_Runner):
             hook = dict(hook, type=CheckpointHook)
         super().register_hook(hook, priority)
 
+    def register_default_hooks(self, hooks: dict | None = None) -> None:
+        """As MMEngine's, with a look at the data before training."""
+        hooks = dict(data_check=dict(type=DataCheckHook)) | (hooks or {})
+        if hooks["data_check"] is None:
+            del hooks["data_check"]
+        super().register_default_hooks(hooks)
+
     # Validation
 
     def validate(self) -> None:
@@ -213,7 +221,8 @@ class Runner(_Runner):
         state_dict = unwrap(checkpoint)
         convert = getattr(getattr(model, "backbone", None), "convert_state_dict", None)
         if convert:
-            state_dict = convert(state_dict, "backbone.")
+            with converting(filename, model):
+                state_dict = convert(state_dict, "backbone.")
         checkpoint["state_dict"] = state_dict
         own = model.state_dict()
         try:
@@ -287,10 +296,15 @@ class Runner(_Runner):
 
 
 def _built(dataset):
-    if isinstance(dataset, dict):
-        dataset = DATASETS.build(dataset)
-    if hasattr(dataset, "full_init"):
-        dataset.full_init()
+    """A data set and its list of samples. MMEngine's errors on an empty one do not say where it was looked for."""
+    where = dataset.get("data_root") if isinstance(dataset, dict) else None
+    try:
+        if isinstance(dataset, dict):
+            dataset = DATASETS.build(dataset)
+        if hasattr(dataset, "full_init"):
+            dataset.full_init()
+    except (ValueError, IndexError) as error:
+        raise DataError(f"{where or 'the data set'} cannot be listed, or is empty: {error}") from error
     return dataset
 
 

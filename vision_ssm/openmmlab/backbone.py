@@ -10,7 +10,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from timm.layers import LayerNorm2d
 
-from ..checkpoints import CheckpointError, check_state_dict, convert_state_dict, read, rename, unwrap
+from ..checkpoints import CheckpointError, check_state_dict, convert_state_dict, converting, read, rename, unwrap
 from ..models import SequenceBackbone, model_names
 
 __all__ = ["TimmFeatures"]
@@ -37,6 +37,7 @@ class TimmFeatures(BaseModule):
         checkpoint: classification weights to start from: a file or URL in any layout that `load_checkpoint` reads, or
             True for the model's published weights. Loaded when training starts, not when the model is built.
         init_cfg: MMEngine's form of the same: `dict(type="Pretrained", checkpoint=...)`.
+        pretrained: another name of `checkpoint`: a segmentor's `pretrained` arrives here.
         **model_args: for the model: `img_size`, `rope`, `in_chans`, ... Plain models get no class token and take
             images of any size unless told otherwise.
 
@@ -55,8 +56,10 @@ class TimmFeatures(BaseModule):
         with_cp: bool = False,
         checkpoint: str | bool | None = None,
         init_cfg: dict | None = None,
+        pretrained: str | bool | None = None,
         **model_args,
     ):
+        checkpoint = checkpoint or pretrained
         if init_cfg is not None and init_cfg.get("type") == "Pretrained":
             checkpoint, init_cfg = init_cfg["checkpoint"], None
         super().__init__(init_cfg)
@@ -73,6 +76,8 @@ class TimmFeatures(BaseModule):
             model.mixer_taps = tap == "mixer"
         self.model_name, self.checkpoint, self.frozen_stages = model_name, checkpoint, frozen_stages
         self.out_indices = model.prune_intermediate_layers(list(out_indices), prune_norm=True, prune_head=True)
+        if self.out_indices != sorted(set(self.out_indices)):
+            raise ValueError(f"`out_indices` is {tuple(out_indices)}: expected each once, in the order of the model")
         self.num_channels = [model.feature_info[i]["num_chs"] for i in self.out_indices]
         self.model = model
         self.out_norms = nn.ModuleDict(
@@ -83,6 +88,7 @@ class TimmFeatures(BaseModule):
             }
         )
         model.set_grad_checkpointing(with_cp)
+        model.is_init = True  # timm's models fill their weights when they are built, perhaps with pretrained ones
         self.register_load_state_dict_pre_hook(self._convert_in_place)
         self._freeze()
 
@@ -107,8 +113,9 @@ class TimmFeatures(BaseModule):
 
     def _freeze(self) -> None:
         frozen = [p for module in self._frozen() for p in module.parameters()]
-        if frozen and getattr(self.model, "pos_embed", None) is not None:
-            frozen.append(self.model.pos_embed)
+        if frozen:  # what a plain model's stem adds to the patches
+            tables = (getattr(self.model, name, None) for name in ("pos_embed", "cls_token", "tail_token"))
+            frozen += [table for table in tables if table is not None]
         for parameter in frozen:
             parameter.requires_grad_(False)
 
@@ -135,17 +142,14 @@ class TimmFeatures(BaseModule):
 
     def _load_classifier(self, source: str) -> None:
         """Classification weights, without what no dense model has: head, last norm, class token, unused stages."""
-        state_dict = unwrap(read(source))
+        state_dict, whole = unwrap(read(source)), _whole(self.model_name)
         if self._ours:
-            state_dict = without_class_token(convert_state_dict(state_dict, _whole(self.model_name)), self.model)
-            state_dict = convert_state_dict(state_dict, self.model)  # again, for the position table's size
+            with converting(source, whole):
+                state_dict = without_class_token(convert_state_dict(state_dict, whole), self.model)
+                state_dict = convert_state_dict(state_dict, self.model)  # again, for the position table's size
         own = self.model.state_dict()
-        blocks = "blocks." if isinstance(self.model, SequenceBackbone) else "stages."
-        count = len(getattr(self.model, blocks[:-1], ()))
-        for name in list(state_dict):
-            later = name.startswith(blocks) and int(name.split(".")[1]) >= count
-            if name not in own and (later or name.startswith(("head.", "norm."))):
-                del state_dict[name]
+        unused = whole.state_dict().keys() - own.keys()
+        state_dict = {name: value for name, value in state_dict.items() if name not in unused}
         for name, value in own.items():  # weights of RMSNorms in LayerNorms, as in the references' dense models
             if name.endswith("norm.bias") and name not in state_dict and name[: -len("bias")] + "weight" in state_dict:
                 state_dict[name] = torch.zeros_like(value)
@@ -177,7 +181,11 @@ class TimmFeatures(BaseModule):
         return out | {prefix + name: value for name, value in norms.items()}
 
     def _convert_in_place(self, module, state_dict, prefix, *_) -> None:
-        """Published names through any door: `load_state_dict`, mmseg's `init_model`, MMEngine's loaders."""
+        """Published names through any door: `load_state_dict`, mmseg's `init_model`, MMEngine's loaders.
+
+        Only Vim's pyramid, which is a neighbour here, needs `convert_state_dict` on the whole network's weights first,
+        as this package's runner does.
+        """
         converted = self.convert_state_dict(state_dict, prefix)
         if converted.keys() != state_dict.keys():
             state_dict.clear()

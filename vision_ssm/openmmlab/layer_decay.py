@@ -18,34 +18,37 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
     outside the backbone. The layers are those of the model's `group_matcher`; the stem has the smallest rate, and what
     lies above the last block (norms of the outputs, necks, heads) the full one. Parameters of one dimension, and those
     that the model names in `no_weight_decay`, are not decayed.
+
+    Raises:
+        ValueError: `layer_decay` is out of range, or the optimiser has no `lr`.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
-        paramwise_cfg = dict(paramwise_cfg or {})
+        # With nothing in it MMEngine would hand over the parameters in one group, past `add_params`.
+        paramwise_cfg = dict(flat_decay_mult=0.0) | (paramwise_cfg or {})
         self.layer_decay = paramwise_cfg.pop("layer_decay", 1.0)
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"`layer_decay` is {self.layer_decay}: expected more than 0 and at most 1")
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
+        if self.base_lr is None:
+            raise ValueError("`optimizer` has no `lr`: the layers have shares of it")
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = "", is_dcn_module=None) -> None:
         """One group a parameter, as MMEngine's."""
         if not isinstance(module, TimmFeatures):
             super().add_params(params, module, prefix, is_dcn_module)
             return
-        scales = self._scales(module.model)
-        undecayed = set(module.model.no_weight_decay())
+        model = module.model
+        scales = self._scales(model)
+        undecayed = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
-            inner = name.removeprefix("model.")
-            plain = parameter.ndim <= 1 or (name != inner and inner in undecayed)
-            params.append(
-                dict(
-                    params=[parameter],
-                    lr=self.base_lr * (scales[inner] if name != inner else 1.0),
-                    weight_decay=0.0 if plain else self.base_wd,
-                )
-            )
+            inner = name.removeprefix("model.")  # of the model, or still the name of a norm of the outputs
+            group = dict(params=[parameter], lr=self.base_lr * scales.get(inner, 1.0))
+            if parameter.ndim <= 1 or inner in undecayed:
+                group["weight_decay"] = 0.0
+            params.append(group)
 
     def _scales(self, model: nn.Module) -> dict[str, float]:
         """Factor of each parameter's learning rate."""

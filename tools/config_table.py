@@ -1,0 +1,62 @@
+"""Write the table of configs in configs/README.md from the `published` entry of each.
+
+python tools/config_table.py            # write
+python tools/config_table.py --check    # exit 1 if the file differs from what would be written
+"""
+
+import argparse
+import runpy
+import sys
+from pathlib import Path
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+_BEGIN, _END = "<!-- configs: tools/config_table.py -->", "<!-- /configs -->"
+
+
+def _rows(folder: str) -> list[tuple[str, dict]]:
+    found = ((path, runpy.run_path(str(path)).get("published")) for path in sorted((CONFIGS / folder).glob("*.py")))
+    return [(f"[{path.stem}]({folder}/{path.name})", published) for path, published in found if published]
+
+
+def _mark(published: dict) -> str:
+    return " (unverified)" if "unverified" in published["source"] else ""
+
+
+def _weights(published: dict) -> str:
+    return f"[file]({published['checkpoint']})" if published["checkpoint"] else "none"
+
+
+def tables() -> str:
+    """The tables of both tasks."""
+    lines = ["| ADE20K, UPerNet | mIoU | multi-scale | weights |", "|---|---|---|---|"]
+    for name, published in _rows("segmentation"):
+        miou = published["mIoU"]
+        both = f"{miou['single_scale']}{_mark(published)} | {miou.get('multi_scale', '–')}"
+        lines.append(f"| {name} | {both} | {_weights(published)} |")
+    lines += ["", "| COCO | box AP | mask AP | weights |", "|---|---|---|---|"]
+    for name, published in _rows("detection"):
+        both = f"{published['box_AP']}{_mark(published)} | {published['mask_AP']}"
+        lines.append(f"| {name} | {both} | {_weights(published)} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Write or check; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    args = parser.parse_args()
+    page = CONFIGS / "README.md"
+    text = page.read_text(encoding="utf-8")
+    before, rest = text.split(_BEGIN)
+    current = f"{before}{_BEGIN}\n{tables()}\n{_END}{rest.split(_END)[1]}"
+    if current == text:
+        return 0
+    if args.check:
+        print(f"{page.name} is not current: run tools/config_table.py")
+        return 1
+    page.write_text(current, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

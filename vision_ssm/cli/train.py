@@ -1,0 +1,44 @@
+"""`vision-ssm train CONFIG`: segmentation and detection by config."""
+
+import argparse
+
+from .by_config import add_shared_arguments, running
+from .console import CommandError
+
+NAME = "train"
+HELP = "train by a config: segmentation and detection"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="file, or packaged name")
+    parser.add_argument("--list", action="store_true", help="show the packaged configs")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="CHECKPOINT",
+        help="continue from the latest checkpoint of the work folder, or from this one",
+    )
+    parser.add_argument(
+        "--amp", nargs="?", const="bf16", choices=("bf16", "fp16"), help="mixed precision (default: bf16)"
+    )
+    add_shared_arguments(parser)
+    parser.epilog = (
+        "examples:\n"
+        "  vision-ssm train segmentation/vmamba_tiny_upernet_ade20k --resume\n"
+        "  torchrun --standalone --nproc_per_node=4 -m vision_ssm train CONFIG --launcher pytorch"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train."""
+    with running() as engine:
+        if args.list:
+            print(*engine.packaged_configs(), sep="\n")
+            return 0
+        if args.config is None:
+            raise CommandError("expected a CONFIG (--list shows the packaged ones)")
+        engine.train(args.config, args.work_dir, args.resume, args.amp, args.launcher, args.cfg_options)
+    return 0

@@ -176,13 +176,18 @@ class Broken(Dice):
         return super().__getitem__(index)
 
 
+def error_of(dataset, workers):
+    try:
+        rolled(workers=workers, dataset=dataset)
+    except DataError as error:
+        error.__traceback__ = None  # with it the loader would wait for the garbage collector, and that for the workers
+        return str(error)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_errors_name_the_files_of_the_sample(workers):
-    with pytest.raises(DataError) as caught:
-        rolled(workers=workers, dataset=Broken())
-    assert str(caught.value) == "images/7.jpg with labels/7.png: OSError: image file is truncated: 5 bytes"
-    with pytest.raises(DataError, match=r"^sample 7: OSError"):
-        rolled(workers=workers, dataset=Broken(names=False))
+    assert error_of(Broken(), workers) == "images/7.jpg with labels/7.png: OSError: image file is truncated: 5 bytes"
+    assert error_of(Broken(names=False), workers) == "sample 7: OSError: image file is truncated: 5 bytes"
 
 
 def test_validation_samples_are_named_too():

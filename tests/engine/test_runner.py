@@ -52,6 +52,7 @@ def stock(tmp_path_factory):
     cfg.custom_hooks = cfg.custom_hooks[:1]
     cfg.param_scheduler = [dict(type="OneCycleLR", eta_max=0.1, total_steps=12, by_epoch=False)]  # keeps a function
     cfg.work_dir, cfg.experiment_name, cfg.train_cfg.max_iters = str(folder), "stock", 10
+    cfg.default_hooks.pop("data_check")
     runner = StockRunner.from_cfg(cfg)
     runner.train()
     path = folder / "iter_10.pth"
@@ -78,6 +79,7 @@ def test_stock_checkpoint_loads(stock, tmp_path):
 def test_stock_checkpoint_is_resumed(stock, tmp_path):
     path, cfg, stocks = stock
     cfg = cfg.copy()
+    cfg.default_hooks.data_check, cfg.experiment_name = None, "resumed"
     cfg.work_dir, cfg.load_from, cfg.resume, cfg.train_cfg.max_iters = str(tmp_path), str(path), True, 12
     runner = Runner.from_cfg(cfg)
     seen = {}
@@ -260,7 +262,7 @@ def test_user_built_parts_work(tmp_path):
     """A model and a loader that were built before: in the order of their own."""
     loader = torch.utils.data.DataLoader(TinyData(), batch_size=4, shuffle=True)
     cfg = dict(train_cfg=dict(by_epoch=True, max_epochs=1), optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.1)))
-    hooks = dict(logger=None, checkpoint=dict(type="CheckpointHook", interval=1))
+    hooks = dict(logger=None, data_check=None, checkpoint=dict(type="CheckpointHook", interval=1))
     model = TinyModel()
     Runner(model, str(tmp_path), train_dataloader=loader, default_hooks=hooks, log_level="ERROR", **cfg).train()
     assert same(OrderedDict(model.state_dict()), last(tmp_path)["state_dict"])

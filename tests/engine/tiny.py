@@ -169,6 +169,7 @@ def config(by_epoch: bool = False, workers: int = 0, steps: int = 24, **changes)
                 rule="greater",
             ),
             logger=dict(type="LoggerHook", interval=10),
+            data_check=None,  # there are no files
         ),
         custom_hooks=[dict(type="EMAHook", momentum=0.1), dict(type="Draw")],
         env_cfg=dict(mp_cfg=dict(mp_start_method="fork")),
@@ -198,7 +199,8 @@ def _trained(cfg, folder, interfere, hooks, env, options):
 def _server():
     """A process that has imported everything and has no threads, to fork from."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["engine.tiny", "matplotlib.pyplot"])
+    libraries = ["matplotlib.pyplot", "vision_ssm.openmmlab", "mmseg.models", "mmseg.datasets", "mmseg.evaluation"]
+    context.set_forkserver_preload(["engine.tiny", *libraries])
     before = os.environ.get("PYTHONPATH", "")
     tests = Path(__file__).parents[1]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(tests), str(tests.parent), before])

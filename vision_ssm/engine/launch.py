@@ -32,7 +32,8 @@ def _prepare(config: str | Path | Config, work_dir: str | Path | None, options: 
     cfg.launcher = launcher
     # MMEngine keeps loggers, message hubs and visualisers by name for as long as the process lives.
     cfg.experiment_name = f"{Path(cfg.work_dir).name}_{os.getpid()}_{next(_RUNS)}"
-    cfg.get("visualizer", {}).pop("name", None)
+    if cfg.get("visualizer"):
+        cfg.visualizer.pop("name", None)
     os.environ.setdefault("LOCAL_RANK", "0")
     env = cfg.setdefault("env_cfg", ConfigDict())
     if not torch.cuda.is_available():

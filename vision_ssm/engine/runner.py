@@ -12,7 +12,7 @@ from mmengine.logging import MessageHub
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, OPTIMIZERS, RUNNERS
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.runner import Runner as _Runner
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
@@ -156,7 +156,27 @@ class Runner(_Runner):
             del hooks["data_check"]
         super().register_default_hooks(hooks)
 
-    # Validation
+    # Running
+
+    def train(self) -> nn.Module:
+        """As MMEngine's."""
+        try:
+            return super().train()
+        finally:
+            self._end_workers()
+
+    def test(self) -> dict:
+        """As MMEngine's."""
+        try:
+            return super().test()
+        finally:
+            self._end_workers()
+
+    def _end_workers(self) -> None:
+        """Let go of processes that load data; left to the garbage collector each takes seconds to end."""
+        for loop in (self._train_loop, self._val_loop, self._test_loop):
+            if isinstance(loop, BaseLoop):
+                loop.dataloader_iterator = loop.dataloader._iterator = None
 
     def validate(self) -> None:
         """Run the validation. It draws no random number from the training, and checkpoints saved in it know of it."""

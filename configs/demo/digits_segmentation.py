@@ -7,11 +7,11 @@ The scenes are written to `data_root` where they are missing.
 _base_ = ["../_base_/upernet.py", "../_base_/segmentation_runtime.py"]
 custom_imports = dict(imports=["vision_ssm.openmmlab", "vision_ssm.demo.scene_data", "vision_ssm.demo.sheet"])
 data_root = "data/digit_scenes"
-scenes = dict(train=2400, val=200, size=128)
+scenes = dict(train=4000, val=200, size=128)
 norm_cfg = dict(type="BN", requires_grad=True)
 # Most pixels are background; Dice keeps the outlines tight all the same.
 _cross_entropy = dict(
-    type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0, class_weight=[0.2] + [1.0] * 10, avg_non_ignore=True
+    type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0, class_weight=[0.4] + [1.0] * 10, avg_non_ignore=True
 )
 _dice = dict(type="DiceLoss", use_sigmoid=False, loss_weight=1.0)
 # The usual start of the classifier (standard deviation 0.01) is for pretrained backbones: here it costs 800 steps.

@@ -52,7 +52,7 @@ def test_options_change_a_config_or_are_refused(tmp_path):
     path = a_file(tmp_path, MODEL + "crop_size = 4\n")
     cfg = load_config(path, {"crop_size": 5, "model.width": 3, "randomness.seed": 1, "resume": True})
     assert (cfg.crop_size, cfg.model.width, cfg.randomness.seed, cfg.resume) == (5, 3, 1, True)
-    with pytest.raises(ConfigError, match=r"--cfg-options: unknown key 'modle': did you mean 'model'\?"):
+    with pytest.raises(ConfigError, match=r"--cfg-options: unknown key 'modle.width': did you mean 'model'\?"):
         load_config(path, {"modle.width": 3})
     with pytest.raises(ConfigError, match=r"--cfg-options: unknown key 'colour'$"):
         load_config(path, {"colour": 3})

@@ -130,7 +130,7 @@ def test_colour_label_map(root):
 def test_many_problems_are_counted(root):
     for path in (root / "images" / "training").glob("*.jpg"):
         path.write_text("")
-    with pytest.raises(DataError, match="and 1 more files"):
+    with pytest.raises(DataError, match="and 1 more"):
         check_dataset(_maps(root))
 
 

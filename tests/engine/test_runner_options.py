@@ -1,4 +1,4 @@
-"""What a config asks of the runner: scaled learning rates, seeds by rank, epochs of another length, which checkpoint."""
+"""What a config asks of the runner: learning rates, seeds by rank, epochs of another length, which checkpoint."""
 
 import logging
 import os
@@ -43,7 +43,7 @@ def test_processes_share_one_permutation(different, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("saved", "size"), [(12, 8), (10, 8), (10, 2)], ids=["at an end", "longer", "shorter"])
 def test_epochs_of_another_length(saved, size, tmp_path, caplog):
-    """A run that goes on with other batches trains every epoch that is left, the one that was cut off from its start."""
+    """With other batches every epoch that is left is trained, the one that was cut off from its start."""
     cfg = config(by_epoch=True, steps=12 if saved == 12 else 24)
     if saved == 10:
         cfg.custom_hooks = []

@@ -117,13 +117,13 @@ def _check_key(key: str, where: str) -> None:
     """Refuse a slip; other keys are a config's own variables."""
     if key in _KEYS or key.startswith("_"):
         return
-    if close := difflib.get_close_matches(key, set(_KEYS) - {"model"}, n=1, cutoff=0.9):
+    if close := difflib.get_close_matches(key, set(_KEYS) - {"model"}, n=1, cutoff=0.88):
         raise ConfigError(f"{where}: unknown key {key!r}: did you mean {close[0]!r}?")
 
 
 def _check_option(option: str, cfg: Config) -> None:
     """Refuse a key that nobody would read: an unknown first part, or a slip of a key that is there already."""
-    node, where = cfg, "--cfg-options"
+    node, where = cfg.to_dict(), "--cfg-options"
     for depth, key in enumerate(option.split(".")):
         if isinstance(node, Sequence) and not isinstance(node, str):
             node = node[int(key)] if key.isdecimal() and int(key) < len(node) else None

@@ -300,14 +300,16 @@ class Runner(_Runner):
             )
 
     def _resume_within_epoch(self, progress: dict | None) -> None:
-        done = progress["done"] if progress else 0
-        if done and progress["steps"] != len(self.train_loop.dataloader):
+        loop, done = self.train_loop, progress["done"] if progress else 0
+        steps = len(loop.dataloader)
+        if done and progress["steps"] != steps:
             self.logger.warning(
-                f"an epoch had {progress['steps']} steps and now has {len(self.train_loop.dataloader)}: "
+                f"an epoch had {progress['steps']} steps and now has {steps}: "
                 f"the one that was cut off after {done} starts again"
             )
             done = 0
-        self.train_loop.epoch_start = self.train_loop.iter - done
+        loop.epoch_start = loop.iter - done
+        loop._max_iters = loop.epoch_start + (loop.max_epochs - loop.epoch) * steps
 
     def restore_process_state(self) -> None:
         """Put generators, gradients and buffers where the checkpoint was saved; nothing if the run was not resumed."""

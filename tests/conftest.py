@@ -1,5 +1,6 @@
 """What all tests share: small, reproducible hypothesis runs, and uninitialised memory that shows."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,13 @@ settings.register_profile(
     "light", deadline=None, max_examples=20, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 settings.load_profile("light")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Several test processes share the cores: a thread each, in the processes that they start too."""
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)

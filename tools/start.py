@@ -21,7 +21,7 @@ JOBS = {
     "digits": ("demo", ["-m", "vision_ssm", "train-digits"]),
     "digits-segmentation": ("demo,openmmlab", ["tools/train.py", "configs/demo/digits_segmentation.py", "--resume"]),
     "digits-detection": ("demo,openmmlab", ["tools/train.py", "configs/demo/digits_detection.py", "--resume"]),
-    "test": ("dev", ["-m", "pytest"]),
+    "test": ("dev", ["-m", "pytest", "-n", "auto", "--maxprocesses", "8", "--dist", "loadfile"]),
 }
 
 

@@ -14,6 +14,8 @@ _cross_entropy = dict(
     type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0, class_weight=[0.2] + [1.0] * 10, avg_non_ignore=True
 )
 _dice = dict(type="DiceLoss", use_sigmoid=False, loss_weight=1.0)
+# The usual start of the classifier (standard deviation 0.01) is for pretrained backbones: here it costs 800 steps.
+_init = dict(type="Xavier", override=dict(name="conv_seg"))
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
     backbone=dict(model_name="vmamba_test", dim=32),
@@ -23,6 +25,7 @@ model = dict(
         num_classes=11,
         norm_cfg=norm_cfg,
         dropout_ratio=0.0,
+        init_cfg=_init,
         loss_decode=[_cross_entropy, _dice],
     ),
     auxiliary_head=dict(
@@ -31,6 +34,7 @@ model = dict(
         num_classes=11,
         norm_cfg=norm_cfg,
         dropout_ratio=0.0,
+        init_cfg=_init,
         loss_decode=dict(_cross_entropy, _delete_=True, loss_weight=0.4),
     ),
 )

@@ -8,6 +8,7 @@ pytest.importorskip("mmseg")
 pytest.importorskip("mmdet")
 
 from vision_ssm.cli import main
+from vision_ssm.cli.by_config import _value
 
 _SCENES = dict(train=8, val=4, size=64, digits=(1, 2))
 
@@ -68,6 +69,31 @@ def _error(capsys) -> str:
     return lines[-1]
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("8", 8),
+        ("1e-4", 1e-4),
+        ("True", True),
+        ("false", False),
+        ("none", None),
+        ("bbox,segm", ["bbox", "segm"]),
+        ("[bbox,segm]", ["bbox", "segm"]),
+        ("1,2", [1, 2]),
+        ("(512,512)", (512, 512)),
+        ("[(1,2),(3,4)]", [(1, 2), (3, 4)]),
+        ("data/ade", "data/ade"),
+        ("{'train': 8}", {"train": 8}),
+    ],
+)
+def test_values_are_those_of_mmengine(text, value):
+    assert _value(text) == value and type(_value(text)) is type(value)
+    if not text.startswith("{") and text not in ("1e-4",):
+        from mmengine.config import DictAction
+
+        assert DictAction._parse_iterable(text) == value
+
+
 def test_list(capsys):
     assert main(["train", "--list"]) == 0
     assert "segmentation/vmamba_tiny_upernet_ade20k.py" in capsys.readouterr().out
@@ -80,6 +106,8 @@ def test_list(capsys):
         (["train", "segmentation/vmamba_tinny_upernet_ade20k"], "did you mean segmentation/vmamba_tiny_upernet"),
         (["train", "demo/digits_segmentation", "--cfg-options", "train_cfgs.max_iters=1"], "unknown key 'train_cfgs'"),
         (["train", "demo/digits_segmentation", "--cfg-options", "max_iters"], "expected key=value"),
+        (["train", "demo/digits_segmentation", "--cfg-options", "train_cfg.max_iter=1"], "did you mean 'max_iters'"),
+        (["train", "demo/digits_segmentation", "--cfg-options", "model.backbone.model_name=vmamba_tny"], "vmamba_tny"),
         (["test", "demo/digits_segmentation", "missing.pth"], "no checkpoint at missing.pth"),
     ],
 )

@@ -1,13 +1,17 @@
 """Bad data is found and named before the first step."""
 
+import json
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("mmseg")
 pytest.importorskip("mmdet")
 pytest.importorskip("vision_ssm.openmmlab")  # puts the bridge in place, before what needs it
 from mmdet.datasets import CocoDataset
+from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmseg.datasets import BaseSegDataset
 
 from vision_ssm.demo.scenes import CLASSES, Scenes, write
@@ -140,4 +144,76 @@ def test_empty_split(root):
 
 
 def test_other_datasets_are_left_alone():
-    check_dataset([1, 2, 3])
+    check_dataset(torch.utils.data.TensorDataset(torch.zeros(3)))
+
+
+def test_wrapped_datasets_are_looked_into(root):
+    for wrapped in (RepeatDataset(_maps(root), 3), ConcatDataset([_maps(root), _maps(root)])):
+        check_dataset(wrapped)
+    image = _third(root, "images", ".jpg")
+    image.write_text("")
+    with pytest.raises(DataError, match=f"{image.name} does not decode"):
+        check_dataset(RepeatDataset(_maps(root), 3))
+
+
+def test_wrapped_zero_label(root):
+    path = _third(root, "annotations", ".png")
+    ids = np.array(Image.open(path))
+    ids[0, 0] = 11
+    Image.fromarray(ids).save(path)
+    check_dataset(ConcatDataset([_maps(root, reduce_zero_label=True)]))
+
+
+def test_a_missing_file_is_not_taken_for_checked(root):
+    image, labels = _third(root, "images", ".jpg"), _third(root, "annotations", ".png")
+    kept = image.read_bytes(), labels.read_bytes()
+    image.unlink()
+    labels.unlink()
+    check_dataset(_maps(root))  # a data set of what is left
+    image.write_bytes(kept[0])
+    labels.write_bytes(kept[1])
+    dataset = _maps(root)
+    dataset.full_init()
+    image.unlink()
+    with pytest.raises(DataError, match=image.name):
+        check_dataset(dataset)
+
+
+def test_photo_that_lies_on_its_side(root):
+    """Orientation as the camera wrote it: the picture is what is read, not what is stored."""
+    path = root / "coco" / "instances_train.json"
+    content = json.loads(path.read_text())
+    entry = content["images"][2]
+    image = Image.fromarray(np.zeros((32, 48, 3), np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(root / "images" / entry["file_name"], exif=exif)
+    with pytest.raises(DataError, match="32x48 pixels, its annotation says 32x32"):
+        check_dataset(_instances(root))
+    entry.update(width=32, height=48)
+    path.write_text(json.dumps(content))
+    check_dataset(_instances(root))
+
+
+@pytest.mark.parametrize("key", ["category_id", "image_id"])
+def test_annotation_of_nothing(root, key):
+    path = root / "coco" / "instances_train.json"
+    content = json.loads(path.read_text())
+    content["annotations"][1][key] = 99
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"instances_train.json: 1 annotations have a {key} .*\['99'\].*annotation 2"):
+        check_dataset(_instances(root))
+
+
+def test_one_bit_label_map(root):
+    path = _third(root, "annotations", ".png")
+    Image.fromarray(np.zeros((32, 32), bool)).save(path)
+    check_dataset(_maps(root))
+
+
+def test_formats_that_cannot_be_looked_at_are_left_out(root, tmp_path):
+    dataset = _maps(root)
+    dataset.full_init()
+    info = dict(img_path="s3://bucket/a.jpg", seg_map_path=str(tmp_path / "a.npy"))
+    dataset.get_data_info = lambda index: dict(info)
+    check_dataset(dataset)

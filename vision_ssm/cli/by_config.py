@@ -12,8 +12,24 @@ from .console import CommandError
 __all__ = ["add_shared_arguments", "running"]
 
 
+def _value(text: str):
+    """A value as MMEngine reads it: a Python literal, or text; "a,b" and "[a,b]" are lists of such."""
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        value = ast.literal_eval(text)
+        return list(value) if isinstance(value, tuple) and not text.startswith("(") else value
+    except (ValueError, SyntaxError):
+        pass
+    if text[:1] + text[-1:] in ("[]", "()"):
+        parts = [_value(part.strip()) for part in text[1:-1].split(",")]
+        return tuple(parts) if text[0] == "(" else parts
+    return [_value(part.strip()) for part in text.split(",")] if "," in text else text
+
+
 class _Options(argparse.Action):
-    """`key=value` pairs; a value is a Python literal, or the text that it is."""
+    """`key=value` pairs."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         options = dict(getattr(namespace, self.dest) or {})
@@ -21,11 +37,7 @@ class _Options(argparse.Action):
             key, equals, text = pair.partition("=")
             if not equals or not key:
                 raise CommandError(f"--cfg-options {pair}: expected key=value")
-            try:
-                options[key] = ast.literal_eval(text)
-            except (ValueError, SyntaxError):
-                words = {"true": True, "false": False, "none": None}
-                options[key] = words.get(text.lower(), text)
+            options[key] = _value(text)
         setattr(namespace, self.dest, options)
 
 
@@ -62,7 +74,4 @@ def running() -> Iterator[ModuleType]:
     try:
         yield engine
     except bad_input as error:
-        # An error from a loader's process comes with that process's traceback; the last line is the message.
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        message = lines[-1].rpartition("DataError: ")[2] if isinstance(error, engine.DataError) else " ".join(lines)
-        raise CommandError(message) from error
+        raise CommandError(str(error) or type(error).__name__) from error

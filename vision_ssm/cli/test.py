@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from ..files import write_json
 from .by_config import add_shared_arguments, running
 
 NAME = "test"
@@ -24,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate."""
     with running() as engine:
-        metrics = engine.test(
+        engine.test(
             args.config,
             args.checkpoint,
             args.work_dir,
@@ -34,6 +33,4 @@ def run(args: argparse.Namespace) -> int:
             args.launcher,
             args.cfg_options,
         )
-    if args.out:
-        write_json(args.out / "metrics.json", metrics)
     return 0

@@ -1,7 +1,7 @@
 """Configs by path or by packaged name, checked before anything is built."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmengine import Config
@@ -48,12 +48,6 @@ _KEYS = (
     "sync_bn",
     "find_unused_parameters",
     "model_wrapper_cfg",
-    "data_check",
-    "published",
-    "demo",
-    "train_pipeline",
-    "test_pipeline",
-    "val_pipeline",
 )
 
 
@@ -108,9 +102,9 @@ def load_config(config: str | Path, options: dict | None = None) -> Config:
     if "model" not in cfg:
         raise ConfigError(f"{path} has no `model`: it is no config to train or test")
     for key in cfg:
-        _check_key(key, _KEYS, str(path))
+        _check_key(key, str(path))
     for key in options or {}:
-        _check_key(key.split(".")[0], [*_KEYS, *cfg], "--cfg-options", strict=True)
+        _check_option(key, cfg)
     if options:
         try:
             cfg.merge_from_dict(options)
@@ -119,10 +113,28 @@ def load_config(config: str | Path, options: dict | None = None) -> Config:
     return cfg
 
 
-def _check_key(key: str, known: Sequence[str], where: str, strict: bool = False) -> None:
-    if key in known or key.startswith("_"):  # variables of a config
+def _check_key(key: str, where: str) -> None:
+    """Refuse a slip; other keys are a config's own variables."""
+    if key in _KEYS or key.startswith("_"):
         return
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6 if strict else 0.85)
-    if close or strict:
-        hint = f": did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"{where}: unknown key {key!r}{hint}")
+    if close := difflib.get_close_matches(key, set(_KEYS) - {"model"}, n=1, cutoff=0.9):
+        raise ConfigError(f"{where}: unknown key {key!r}: did you mean {close[0]!r}?")
+
+
+def _check_option(option: str, cfg: Config) -> None:
+    """Refuse a key that nobody would read: an unknown first part, or a slip of a key that is there already."""
+    node, where = cfg, "--cfg-options"
+    for depth, key in enumerate(option.split(".")):
+        if isinstance(node, Sequence) and not isinstance(node, str):
+            node = node[int(key)] if key.isdecimal() and int(key) < len(node) else None
+            continue
+        if not isinstance(node, Mapping):
+            return
+        if key not in node:
+            known = [*_KEYS, *node] if depth == 0 else list(node)
+            close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+            if key not in known and (close or depth == 0):
+                hint = f": did you mean {close[0]!r}?" if close else ""
+                raise ConfigError(f"{where}: unknown key {option!r}{hint}")
+            return
+        node = node[key]

@@ -8,12 +8,15 @@ from typing import Literal
 
 import torch
 from mmengine import Config, ConfigDict
+from mmengine.dist import is_main_process
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from ..checkpoints import CheckpointError
+from ..files import write_json
 from .config import ConfigError, load_config
 from .order import DataError
-from .runner import Runner, latest_checkpoint
+from .runner import Runner
 
 __all__ = ["test", "train"]
 
@@ -61,7 +64,9 @@ def _runner(cfg: Config) -> Runner:
     init_default_scope(cfg.get("default_scope", "mmengine"))
     try:
         return Runner.from_cfg(cfg)
-    except (KeyError, TypeError) as error:  # MMEngine's registries: an unknown type or argument
+    except (CheckpointError, DataError):
+        raise
+    except (KeyError, TypeError, ValueError) as error:  # MMEngine's registries: an unknown type, argument or value
         raise ConfigError(f"{_name(cfg)}: {error}") from error
 
 
@@ -95,9 +100,7 @@ def train(
         if cfg.get(part) is None:
             raise ConfigError(f"{_name(cfg)} has no `{part}`: it cannot be trained")
     if resume is True:
-        cfg.resume = True
-        cfg.load_from = None if latest_checkpoint(cfg.work_dir) else cfg.get("load_from")
-        cfg.resume = cfg.load_from is None
+        cfg.resume = "auto"
     elif resume:
         cfg.resume, cfg.load_from = True, str(resume)
     if amp:
@@ -123,7 +126,8 @@ def test(
     Args:
         config, work_dir, launcher, options: as in `train`.
         checkpoint: of this package, of MMEngine or as published; loaded strictly.
-        out: folder for predictions: label maps (PNG) for segmentation, COCO results (JSON) for detection.
+        out: folder for metrics.json and predictions: label maps (PNG) for segmentation, COCO results (JSON) for
+            detection.
         show_dir: folder for rendered predictions.
         tta: multi-scale and flipped, by the config's `tta_model` and `tta_pipeline`.
 
@@ -148,7 +152,10 @@ def test(
             raise ConfigError(f"{_name(cfg)} has no `tta_model` and `tta_pipeline`")
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    return {name: float(value) for name, value in _run(_runner(cfg), "test", cfg).items()}
+    metrics = {name: float(value) for name, value in _run(_runner(cfg), "test", cfg).items()}
+    if out is not None and is_main_process():
+        write_json(Path(out) / "metrics.json", metrics)
+    return metrics
 
 
 def _write_predictions(cfg: Config, folder: Path) -> None:

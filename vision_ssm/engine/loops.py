@@ -63,6 +63,8 @@ class IterLoop(_Validating, IterBasedTrainLoop):
 class EpochLoop(_Validating, EpochBasedTrainLoop):
     """`EpochBasedTrainLoop`, resumed within an epoch where a checkpoint was saved there."""
 
+    epoch_start = 0  # step that the current epoch started with
+
     def run(self) -> nn.Module:
         """Train what is left."""
         runner = self.runner
@@ -78,7 +80,7 @@ class EpochLoop(_Validating, EpochBasedTrainLoop):
 
     def _done(self) -> int:
         """Steps of this epoch that are behind."""
-        return self._iter - self._epoch * len(self.dataloader)
+        return self._iter - self.epoch_start
 
     def run_epoch(self) -> None:
         """Train what is left of an epoch."""
@@ -92,3 +94,4 @@ class EpochLoop(_Validating, EpochBasedTrainLoop):
             self.run_iter(number, batch)
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1
+        self.epoch_start = self._iter

@@ -1,28 +1,35 @@
 """MMEngine's runner with safe checkpoints and exact resume; any MMEngine config runs on it unchanged."""
 
-import copy
+import functools
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
-from mmengine.dist import all_gather_object, get_rank, get_world_size, is_distributed, is_main_process
+from mmengine.dist import (
+    all_gather_object,
+    broadcast_object_list,
+    get_rank,
+    get_world_size,
+    is_distributed,
+    is_main_process,
+)
 from mmengine.hooks import CheckpointHook as StockCheckpointHook
 from mmengine.logging import MessageHub
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
-from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, OPTIMIZERS, RUNNERS
+from mmengine.registry import OPTIMIZERS, RUNNERS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.runner import Runner as _Runner
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from ..checkpoints import CheckpointError, check_state_dict, converting, read, unwrap
 from ..files import write_atomically
 from .checkpoint_hook import CheckpointHook
 from .data_check import DataCheckHook
+from .loader import built, ordered_loader
 from .loops import EpochLoop, IterLoop
-from .order import DataError, Order, Seeded, preserved, random_state, restore
+from .order import Order, Seeded, preserved, random_state, restore
 from .plain import plain, revived
 
 __all__ = ["Runner"]
@@ -42,7 +49,7 @@ class Runner(_Runner):
 
     - Checkpoints hold tensors and plain values only, load weights-only, and are replaced in one step. MMEngine's own
       are read too, without running code from them.
-    - A resumed run ends with the bits of an unbroken one (on one machine): checkpoints hold the random-number state and
+    - A resumed run continues as an unbroken one would, on CPUs to the bit: checkpoints hold the random-number state and
       the accumulated gradients of every process, and the order and augmentation of the data follow from the seed and
       the step (`order.py`). A validation that a kill cut off is repeated.
     - Weights load strictly; a checkpoint that does not fit is an error that names the keys.
@@ -54,7 +61,13 @@ class Runner(_Runner):
     _before_validation: dict | None = None  # random-number state, during a validation
 
     def setup_env(self, env_cfg: dict) -> None:
-        """As MMEngine's, which asks for a GPU wherever several processes start."""
+        """As MMEngine's, which asks for a GPU wherever several processes start.
+
+        Raises:
+            ValueError: Slurm's launcher, without GPUs.
+        """
+        if self._launcher == "slurm" and not torch.cuda.is_available():
+            raise ValueError("launcher='slurm' needs GPUs; without them start torchrun in the job, launcher='pytorch'")
         if self._launcher == "pytorch" and not is_distributed() and not torch.cuda.is_available():
             torch.distributed.init_process_group("gloo")
         super().setup_env(env_cfg)
@@ -86,40 +99,24 @@ class Runner(_Runner):
     def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
         """As MMEngine's; errors of samples name their files."""
         if isinstance(dataloader, dict):
-            dataset = _built(dataloader["dataset"])
+            dataset = built(dataloader["dataset"])
             named = dataset if isinstance(dataset, IterableDataset) else Seeded(dataset)
             dataloader = {**dataloader, "dataset": named}
         return _Runner.build_dataloader(dataloader, *args, **kwargs)
 
-    def _ordered_dataloader(self, cfg: dict) -> DataLoader:
-        """A training loader in an order that can be resumed."""
-        cfg = copy.deepcopy(cfg)
-        dataset = _built(cfg.pop("dataset"))
+    def _common_seed(self) -> int:
+        """The seed that all processes share: each one's own has its rank added where the config asks for that."""
+        return self.seed - get_rank() * bool(self._randomness_cfg.get("diff_rank_seed"))
+
+    def _train_loader(self) -> DataLoader:
+        cfg = self._train_dataloader
+        if not isinstance(cfg, dict):
+            return cfg
+        dataset = built(cfg["dataset"])
         if isinstance(dataset, IterableDataset) or "num_batch_per_epoch" in cfg:
-            return self.build_dataloader({**cfg, "dataset": dataset}, seed=self.seed)
-        sampler, batch_sampler = cfg.pop("sampler"), cfg.pop("batch_sampler", None)
-        batch_size, drop_last = cfg.pop("batch_size", 1), cfg.pop("drop_last", False)
-
-        def build(seed: int) -> BatchSampler:
-            one = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
-            if batch_sampler is None:
-                return BatchSampler(one, batch_size, drop_last)
-            return DATA_SAMPLERS.build(batch_sampler, default_args=dict(sampler=one, batch_size=batch_size))
-
-        collate = cfg.pop("collate_fn", dict(type="pseudo_collate"))
-        if isinstance(collate, dict):
-            kind = collate.pop("type")
-            collate = partial(FUNCTIONS.get(kind) if isinstance(kind, str) else kind, **collate)
-        cfg.pop("worker_init_fn", None)  # each sample is seeded by its position
-        order = Order(build, self.seed, get_rank())
-        if not len(order):
-            raise DataError(f"{len(dataset)} samples to train on do not make one batch of {batch_size}")
-        return DataLoader(
-            Seeded(dataset),
-            batch_sampler=order,
-            collate_fn=collate,
-            generator=torch.Generator(),  # workers' seeds must not come from the model's random numbers
-            **cfg,
+            return self.build_dataloader({**cfg, "dataset": dataset}, seed=self._common_seed())
+        return ordered_loader(
+            {k: v for k, v in cfg.items() if k != "dataset"}, dataset, self._common_seed(), get_rank()
         )
 
     def build_train_loop(self, loop):
@@ -130,9 +127,12 @@ class Runner(_Runner):
             if kind is None:
                 kind = "EpochBasedTrainLoop" if loop.pop("by_epoch") else "IterBasedTrainLoop"
             loop["type"] = _LOOPS.get(kind, kind)
-        if isinstance(self._train_dataloader, dict):
-            self._train_dataloader = self._ordered_dataloader(self._train_dataloader)
-        return super().build_train_loop(loop)
+        cfg = self._train_dataloader  # stays a config: the scaling of learning rates reads the batch size from it
+        self._train_dataloader = self._train_loader()
+        try:
+            return super().build_train_loop(loop)
+        finally:
+            self._train_dataloader = cfg
 
     def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
         """As MMEngine's, which does not name an optimiser that it does not know."""
@@ -203,6 +203,7 @@ class Runner(_Runner):
             states = self._process_state()
             self._extra["process_states"] = all_gather_object(states) if get_world_size() > 1 else [states]
             self._extra["validated"] = self._before_validation is not None
+            self._extra["epoch_progress"] = self._epoch_progress(kwargs.get("meta") or {})
         if not is_main_process():
             return
         write = super().save_checkpoint
@@ -210,6 +211,15 @@ class Runner(_Runner):
             write(out_dir, filename, *args, **kwargs)
         else:
             write_atomically(Path(out_dir) / filename, lambda path: write(str(path.parent), path.name, *args, **kwargs))
+
+    def _epoch_progress(self, meta: dict) -> dict | None:
+        """How far a checkpoint is in its epoch, in steps, and how many the epoch has."""
+        if not isinstance(self.train_loop, EpochLoop):
+            return None
+        within = meta.get("epoch") == self.train_loop.epoch
+        return dict(
+            done=meta["iter"] - self.train_loop.epoch_start if within else 0, steps=len(self.train_loop.dataloader)
+        )
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
         """As MMEngine's; after the hooks have added to a checkpoint, it is made plain."""
@@ -231,6 +241,8 @@ class Runner(_Runner):
         revise_keys: list | None = None,
     ) -> dict:
         """Load weights strictly, in this package's names or, for its backbones, in the published ones.
+
+        Only `filename` counts: tensors are read on the CPU, always strictly, and names need no revision.
 
         Raises:
             CheckpointError: keys are missing, unexpected or of another shape; they are named.
@@ -273,8 +285,10 @@ class Runner(_Runner):
         super().resume(filename, *args, **kwargs)
         order = getattr(self.train_dataloader, "batch_sampler", None)
         if isinstance(order, Order):
-            order.seed = self.seed
+            order.seed = self._common_seed()
         self.validation_missed = not content.get("validated", True)
+        if isinstance(self.train_loop, EpochLoop):
+            self._resume_within_epoch(content.get("epoch_progress"))
         states = content.get("process_states", ())
         if len(states) == get_world_size():
             self._to_restore = states[get_rank()]
@@ -284,6 +298,16 @@ class Runner(_Runner):
                 f"{filename} holds {found}, this run has {get_world_size()}: "
                 "it continues, but not with the bits of an unbroken one"
             )
+
+    def _resume_within_epoch(self, progress: dict | None) -> None:
+        done = progress["done"] if progress else 0
+        if done and progress["steps"] != len(self.train_loop.dataloader):
+            self.logger.warning(
+                f"an epoch had {progress['steps']} steps and now has {len(self.train_loop.dataloader)}: "
+                f"the one that was cut off after {done} starts again"
+            )
+            done = 0
+        self.train_loop.epoch_start = self.train_loop.iter - done
 
     def restore_process_state(self) -> None:
         """Put generators, gradients and buffers where the checkpoint was saved; nothing if the run was not resumed."""
@@ -297,47 +321,56 @@ class Runner(_Runner):
         restore(self._to_restore["random"])
         self._to_restore = None
 
+    @functools.cached_property
+    def _resume_from(self) -> str | None:
+        """The checkpoint to resume from: the one that is named, or the latest one that the first process sees."""
+        if not self._resume:
+            return None
+        if self._resume != "auto" and self._load_from is not None:
+            return str(self._load_from)
+        found = [latest_checkpoint(self.work_dir) if is_main_process() else None]
+        broadcast_object_list(found)
+        return None if found[0] is None else str(found[0])
+
     def load_or_resume(self) -> None:
-        """As MMEngine's; the latest checkpoint is the newest complete file in the work folder."""
-        if self._resume and self._load_from is None and not self._has_loaded:
-            latest = latest_checkpoint(self.work_dir)
-            if latest is None:
-                self.logger.info(f"no checkpoint in {self.work_dir} to resume from: starting anew")
-                self._has_loaded = True
-            else:
-                self.resume(str(latest))
+        """As MMEngine's; all processes resume from what the first one sees.
+
+        With `resume="auto"` a run without checkpoints starts from `load_from`.
+        """
+        if self._has_loaded:
             return
-        super().load_or_resume()
+        if self._resume_from is not None:
+            self.resume(self._resume_from)
+        elif self._load_from is not None:
+            self.load_checkpoint(self._load_from)
+        elif self._resume:
+            self.logger.info(f"no checkpoint in {self.work_dir} to resume from: starting anew")
+        self._has_loaded = True
 
     def _init_model_weights(self) -> None:
-        starts = self._load_from is None and not (self._resume and latest_checkpoint(self.work_dir))
-        if starts:  # otherwise every weight is about to be loaded
+        if self._load_from is None and self._resume_from is None:  # otherwise every weight is about to be loaded
             super()._init_model_weights()
 
 
-def _built(dataset):
-    """A data set and its list of samples. MMEngine's errors on an empty one do not say where it was looked for."""
-    where = dataset.get("data_root") if isinstance(dataset, dict) else None
-    try:
-        if isinstance(dataset, dict):
-            dataset = DATASETS.build(dataset)
-        if hasattr(dataset, "full_init"):
-            dataset.full_init()
-    except (ValueError, IndexError) as error:
-        raise DataError(f"{where or 'the data set'} cannot be listed, or is empty: {error}") from error
-    return dataset
-
-
 def latest_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint that a run saved last, in its folder or where its checkpoint hook was told to save."""
-    numbered = [
-        (int(path.stem.rpartition("_")[2]), path)
+    """The checkpoint that a run saved last, in its folder or where its checkpoint hook was told to save.
+
+    MMEngine's note `last_checkpoint` names it; a kill may leave the note empty, or one checkpoint behind. Times of
+    files alone do not tell, since a copied folder has others.
+    """
+    folder = Path(folder)
+    number = {
+        path: int(path.stem.rpartition("_")[2])
         for pattern in ("iter_*.pth", "epoch_*.pth")
-        for path in Path(folder).glob(pattern)
+        for path in folder.glob(pattern)
         if path.stem.rpartition("_")[2].isdigit()
-    ]
-    if numbered:
-        return max(numbered, key=lambda item: (item[1].stat().st_mtime, item[0]))[1]
-    note = Path(folder) / "last_checkpoint"  # MMEngine's; a kill may leave it empty
-    path = Path(note.read_text().strip()) if note.is_file() else Path()
-    return path if path.is_file() else None
+    }
+    note = folder / "last_checkpoint"
+    named = Path(note.read_text().strip()) if note.is_file() else Path()
+    if not number:
+        return named if named.is_file() else None
+    newest = max(number, key=lambda path: (path.stat().st_mtime, number[path]))
+    noted = folder / named.name
+    if noted in number and number[newest] <= number[noted]:
+        return noted
+    return newest

@@ -1,0 +1,101 @@
+"""What a config asks of the runner: scaled learning rates, seeds by rank, epochs of another length, which checkpoint."""
+
+import logging
+import os
+
+import pytest
+
+pytest.importorskip("mmengine")
+from engine.tiny import config, last
+
+from vision_ssm.engine import ConfigError, Runner, train
+from vision_ssm.engine.runner import latest_checkpoint
+
+
+def test_learning_rate_is_scaled(tmp_path):
+    cfg = config(steps=1, **{"optim_wrapper.optimizer.lr": 0.02})
+    cfg.param_scheduler = None
+    cfg.auto_scale_lr = dict(enable=True, base_batch_size=16)
+    train(cfg, tmp_path)
+    assert last(tmp_path)["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.02 * 4 / 16)
+
+
+@pytest.mark.parametrize("different", [False, True])
+def test_processes_share_one_permutation(different, monkeypatch, tmp_path):
+    """Each process sees its part of the same order, whether or not its random numbers are its own."""
+    import mmengine.dataset.sampler as sampler
+
+    from vision_ssm.engine import runner as module
+
+    seen = []
+    for rank in range(2):
+        monkeypatch.setattr(module, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(sampler, "get_dist_info", lambda rank=rank: (rank, 2))
+        cfg = config(by_epoch=True)
+        cfg.work_dir = str(tmp_path)
+        cfg.experiment_name = f"permutation_{different}_{rank}"
+        run = Runner.from_cfg(cfg)
+        run._randomness_cfg["diff_rank_seed"] = different
+        run._seed = 3 + rank * different
+        seen += [int(i) for batch in run._train_loader().batch_sampler for i in batch]
+    assert sorted(set(seen)) == list(range(22))
+
+
+@pytest.mark.parametrize(("saved", "size"), [(12, 8), (10, 8), (10, 2)], ids=["at an end", "longer", "shorter"])
+def test_epochs_of_another_length(saved, size, tmp_path, caplog):
+    """A run that goes on with other batches trains every epoch that is left, the one that was cut off from its start."""
+    cfg = config(by_epoch=True, steps=12 if saved == 12 else 24)
+    if saved == 10:
+        cfg.custom_hooks = []
+        cfg.default_hooks.checkpoint.interval = 10
+        cfg.default_hooks.checkpoint.max_keep_ckpts = -1
+    train(cfg, tmp_path)
+    epochs_before = saved // 6
+    for path in tmp_path.glob("*.pth"):
+        if path.name != f"iter_{saved}.pth":
+            path.unlink()
+    cfg = config(by_epoch=True, steps=24)
+    cfg.train_dataloader.batch_size = size
+    cfg.log_level = "WARNING"
+    with caplog.at_level(logging.WARNING):
+        train(cfg, tmp_path, resume=True)
+    steps = -(-22 // size)
+    assert last(tmp_path)["meta"]["iter"] == saved + (4 - epochs_before) * steps
+
+
+def _touch(folder, *names: str) -> None:
+    for i, name in enumerate(names):
+        (folder / name).write_bytes(b"")
+        os.utime(folder / name, (1000 + i, 1000 + i))
+
+
+@pytest.mark.parametrize(
+    ("files", "note", "expected"),
+    [
+        ((), None, None),
+        (("iter_2000.pth", "iter_4000.pth"), None, "iter_4000.pth"),
+        (("iter_4000.pth", "iter_2000.pth"), "iter_4000.pth", "iter_4000.pth"),  # copied in another order
+        (("iter_2000.pth", "iter_4000.pth"), "iter_2000.pth", "iter_4000.pth"),  # killed before the note
+        (("iter_160000.pth", "iter_2000.pth"), "iter_2000.pth", "iter_2000.pth"),  # started anew in an old folder
+        (("iter_2000.pth", "iter_4000.pth"), "", "iter_4000.pth"),
+        (("iter_2000.pth", "best_mIoU_iter_9000.pth", ".77-iter_3000.pth"), None, "iter_2000.pth"),
+    ],
+)
+def test_latest_checkpoint(files, note, expected, tmp_path):
+    _touch(tmp_path, *files)
+    if note is not None:
+        (tmp_path / "last_checkpoint").write_text(f"/elsewhere/{note}" if note else "")
+    found = latest_checkpoint(tmp_path)
+    assert (found and found.name) == expected
+
+
+def test_slurm_without_gpus_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="needs GPUs"):
+        train(config(), tmp_path, launcher="slurm")
+
+
+def test_wrong_value_of_a_component_is_named(tmp_path):
+    cfg = config()
+    cfg.model.width = -1
+    with pytest.raises((ConfigError, RuntimeError), match=r"TinyModel|negative"):
+        train(cfg, tmp_path)

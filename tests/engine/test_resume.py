@@ -116,21 +116,32 @@ def test_kill_while_saving(name, unbroken, tmp_path):
     assert_same_end(tmp_path, unbroken("iterations"))
 
 
-def _kill_in_removal():
-    remove = os.remove
+def _kill_in_removal(count):
+    remove, calls = os.remove, []
 
     def function(path):
-        if str(path).endswith(".pth"):
+        calls.append(path)
+        if len(calls) == count:
             os.kill(os.getpid(), signal.SIGKILL)
         return remove(path)
 
     os.remove = function
 
 
-def test_old_checkpoint_is_removed_after_the_new_one(tmp_path):
-    assert finish(config(), tmp_path, interfere=_kill_in_removal) == KILLED
-    assert [path.name for path in files(tmp_path) if "best" not in path.name] == ["iter_5.pth", "iter_6.pth"]
-    assert_all_whole(tmp_path)
+def test_old_checkpoints_are_removed_after_the_new_ones(unbroken, tmp_path):
+    left = [  # at 10 the one of 5 is, which the best one of 6 replaced; at 12 the best and the last one are
+        ["best_val_score_iter_6.pth", "iter_5.pth", "iter_6.pth"],
+        ["best_val_score_iter_6.pth", "iter_10.pth", "iter_6.pth"],
+        ["best_val_score_iter_12.pth", "best_val_score_iter_6.pth", "iter_10.pth", "iter_12.pth"],
+    ]
+    for names in left:
+        # a resumed run first removes what the killed one could not
+        count = 1 + (names is not left[0])
+        assert finish(config(), tmp_path, interfere=partial(_kill_in_removal, count)) == KILLED
+        assert [path.name for path in files(tmp_path)] == names
+        assert_all_whole(tmp_path)
+    assert finish(config(), tmp_path) == 0
+    assert_same_end(tmp_path, unbroken("iterations"))
 
 
 def test_leftovers_are_no_checkpoints(tmp_path):

@@ -266,7 +266,7 @@ def assert_same_end(folder: Path, unbroken: Path) -> None:
     assert one["meta"]["iter"] == other["meta"]["iter"] and one["meta"]["epoch"] == other["meta"]["epoch"]
     infos = [checkpoint["message_hub"]["runtime_info"] for checkpoint in (one, other)]
     assert infos[0].get("best_score") == infos[1].get("best_score")
-    best = [[path for path in files(where) if "best" in path.name] for where in (folder, unbroken)]
-    assert [path.name for path in best[0]] == [path.name for path in best[1]]
-    for a, b in zip(*best, strict=True):
+    ours, theirs = files(folder), files(unbroken)
+    assert [path.name for path in ours] == [path.name for path in theirs]
+    for a, b in zip(ours, theirs, strict=True):
         assert same(*(torch.load(path, weights_only=True)["state_dict"] for path in (a, b))), a.name

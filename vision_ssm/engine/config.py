@@ -117,7 +117,7 @@ def _check_key(key: str, where: str) -> None:
     """Refuse a slip; other keys are a config's own variables."""
     if key in _KEYS or key.startswith("_"):
         return
-    if close := difflib.get_close_matches(key, set(_KEYS) - {"model"}, n=1, cutoff=0.88):
+    if close := difflib.get_close_matches(key, set(_KEYS) - {"model", "tta_pipeline"}, n=1, cutoff=0.88):
         raise ConfigError(f"{where}: unknown key {key!r}: did you mean {close[0]!r}?")
 
 

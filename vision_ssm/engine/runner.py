@@ -302,7 +302,9 @@ class Runner(_Runner):
     def _resume_within_epoch(self, progress: dict | None) -> None:
         loop, done = self.train_loop, progress["done"] if progress else 0
         steps = len(loop.dataloader)
-        if done and progress["steps"] != steps:
+        if done and done == progress["steps"]:
+            done = steps  # the epoch is over, however long it would be now
+        elif done and progress["steps"] != steps:
             self.logger.warning(
                 f"an epoch had {progress['steps']} steps and now has {steps}: "
                 f"the one that was cut off after {done} starts again"

@@ -26,8 +26,8 @@ model = dict(
     ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
-        rpn_proposal=dict(nms_pre=300, max_per_img=100),
-        rcnn=dict(sampler=dict(num=64)),
+        rpn_proposal=dict(nms_pre=200, max_per_img=64),
+        rcnn=dict(sampler=dict(num=48)),
     ),
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=50), rcnn=dict(max_per_img=20)),
 )
@@ -80,14 +80,14 @@ optim_wrapper = dict(
     constructor="TimmLayerDecay",
     clip_grad=dict(max_norm=5.0),
 )
-_iters = 1200
+_iters = 1000
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-3, by_epoch=False, begin=0, end=100),
     dict(type="CosineAnnealingLR", by_epoch=False, begin=100, end=_iters, T_max=_iters - 100, eta_min=1e-5),
 ]
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=400)
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=500)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
-default_hooks = dict(checkpoint=dict(interval=300), logger=dict(log_metric_by_epoch=False))
+default_hooks = dict(checkpoint=dict(interval=250), logger=dict(log_metric_by_epoch=False))
 log_processor = dict(by_epoch=False)
 custom_hooks = [dict(type="PredictionSheet")]

@@ -17,7 +17,7 @@ _dice = dict(type="DiceLoss", use_sigmoid=False, loss_weight=1.0)
 # The usual start of the classifier (standard deviation 0.01) is for pretrained backbones: here it costs 800 steps.
 _init = dict(type="Xavier", override=dict(name="conv_seg"))
 model = dict(
-    data_preprocessor=dict(size=(128, 128)),
+    data_preprocessor=dict(size=(128, 128), seg_pad_val=0),  # weighted classes leave no room for an ignored one
     backbone=dict(model_name="vmamba_test", dim=32),
     decode_head=dict(
         in_channels=[32, 64, 128, 256],

@@ -76,7 +76,8 @@ def _error(capsys) -> str:
         ("1e-4", 1e-4),
         ("True", True),
         ("false", False),
-        ("none", None),
+        ("None", None),
+        ("none", "none"),
         ("bbox,segm", ["bbox", "segm"]),
         ("[bbox,segm]", ["bbox", "segm"]),
         ("1,2", [1, 2]),
@@ -104,7 +105,10 @@ def test_list(capsys):
     [
         (["train"], "expected a CONFIG"),
         (["train", "segmentation/vmamba_tinny_upernet_ade20k"], "did you mean segmentation/vmamba_tiny_upernet"),
-        (["train", "demo/digits_segmentation", "--cfg-options", "train_cfgs.max_iters=1"], "unknown key 'train_cfgs'"),
+        (
+            ["train", "demo/digits_segmentation", "--cfg-options", "train_cfgs.max_iters=1"],
+            "'train_cfgs.max_iters'",
+        ),
         (["train", "demo/digits_segmentation", "--cfg-options", "max_iters"], "expected key=value"),
         (["train", "demo/digits_segmentation", "--cfg-options", "train_cfg.max_iter=1"], "did you mean 'max_iters'"),
         (["train", "demo/digits_segmentation", "--cfg-options", "model.backbone.model_name=vmamba_tny"], "vmamba_tny"),

@@ -14,7 +14,7 @@ __all__ = ["add_shared_arguments", "running"]
 
 def _value(text: str):
     """A value as MMEngine reads it: a Python literal, or text; "a,b" and "[a,b]" are lists of such."""
-    words = {"true": True, "false": False, "none": None}
+    words = {"true": True, "false": False}
     if text.lower() in words:
         return words[text.lower()]
     try:

@@ -8,7 +8,7 @@ custom_imports = dict(
     imports=["vision_ssm.openmmlab", "vision_ssm.openmmlab.tta", "vision_ssm.demo.scene_data", "vision_ssm.demo.sheet"]
 )
 data_root = "data/digit_scenes"
-scenes = dict(train=4000, val=200, size=128)
+scenes = dict(train=4000, val=200, size=128, digits=(2, 5))
 _channels = 48
 model = dict(
     backbone=dict(model_name="vmamba_test", dim=32),

@@ -7,7 +7,7 @@ The scenes are written to `data_root` where they are missing.
 _base_ = ["../_base_/upernet.py", "../_base_/segmentation_runtime.py"]
 custom_imports = dict(imports=["vision_ssm.openmmlab", "vision_ssm.demo.scene_data", "vision_ssm.demo.sheet"])
 data_root = "data/digit_scenes"
-scenes = dict(train=4000, val=200, size=128)
+scenes = dict(train=4000, val=200, size=128, digits=(2, 5))
 norm_cfg = dict(type="BN", requires_grad=True)
 # Most pixels are background; Dice keeps the outlines tight all the same.
 _cross_entropy = dict(
@@ -82,12 +82,12 @@ optim_wrapper = dict(
     constructor="TimmLayerDecay",
     clip_grad=dict(max_norm=5.0),
 )
-_iters = 1800
+_iters = 2200
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-3, by_epoch=False, begin=0, end=100),
     dict(type="CosineAnnealingLR", by_epoch=False, begin=100, end=_iters, T_max=_iters - 100, eta_min=1e-5),
 ]
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=900)
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=1100)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 default_hooks = dict(checkpoint=dict(interval=300))

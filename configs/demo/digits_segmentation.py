@@ -82,12 +82,12 @@ optim_wrapper = dict(
     constructor="TimmLayerDecay",
     clip_grad=dict(max_norm=5.0),
 )
-_iters = 2200
+_iters = 2000
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-3, by_epoch=False, begin=0, end=100),
     dict(type="CosineAnnealingLR", by_epoch=False, begin=100, end=_iters, T_max=_iters - 100, eta_min=1e-5),
 ]
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=1100)
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=1000)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 default_hooks = dict(checkpoint=dict(interval=300))

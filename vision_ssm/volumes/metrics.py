@@ -1,6 +1,7 @@
 """Dice and 95 % Hausdorff distance of each organ, on the grid of the label files."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,10 +38,10 @@ def hausdorff95(prediction: Tensor, truth: Tensor, spacing: Sequence[float]) -> 
         return math.nan
     if not prediction.any():
         return math.hypot(*(side * step for side, step in zip(truth.shape, spacing, strict=True)))
-    masks = (mask[None, None] for mask in (prediction, truth))
-    distance = compute_hausdorff_distance(
-        *masks, include_background=True, percentile=95, spacing=[float(step) for step in spacing]
-    )
+    masks = [mask[None, None] for mask in (prediction, truth)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI's, about its own calls
+        distance = compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=list(spacing))
     return distance.item()
 
 

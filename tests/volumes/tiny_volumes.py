@@ -71,6 +71,13 @@ class Threshold(nn.Module):
         return -self.scale * (x - levels) ** 2
 
 
+class ColourThreshold(Threshold):
+    """The same for colour pictures of 0 and 1."""
+
+    def forward(self, x):
+        return super().forward(x.mean(1, keepdim=True))
+
+
 class Small(nn.Module):
     """Two convolutions with BatchNorm and dropout; logits at two resolutions while it trains."""
 

@@ -134,8 +134,10 @@ class VolumeDataset(torch.utils.data.Dataset):
                 num_workers=self.cache_workers,
                 progress=False,
             )
-        except Exception as error:  # of whatever transform
-            raise DataError(f"{self.data_root}, {self.split!r}: {_reason(error)}") from error
+        except RuntimeError:
+            for index in range(len(self)):  # one after the other, until the one that fails is named
+                self[index]
+            raise
         self.cached = True
 
     def __len__(self) -> int:
@@ -152,7 +154,8 @@ class VolumeDataset(torch.utils.data.Dataset):
         try:
             data = self.source[index]
         except RuntimeError as error:  # MONAI's, around the one that says what is wrong
-            raise DataError(_reason(error)) from error
+            names = " with ".join(filter(None, self.get_data_info(index).values()))
+            raise DataError(f"{names}: {_reason(error)}") from error
         if self.test_mode:
             return self._whole(index, data["image"])
         crops = data if isinstance(data, list) else [data]

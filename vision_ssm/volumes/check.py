@@ -42,7 +42,7 @@ def size_for_crops(shape: Sequence[int], affine: np.ndarray, transforms: Sequenc
         elif isinstance(step, Spacingd):
             target = np.broadcast_to(np.array(step.spacing_transform.pixdim, dtype=float), sizes.shape)
             target = np.where(target > 0, target, spacing)
-            sizes, spacing = np.ceil(sizes * spacing / target), target
+            sizes, spacing = np.rint((sizes - 1) * spacing / target) + 1, target
     return sizes.astype(int)
 
 

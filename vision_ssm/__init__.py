@@ -3,7 +3,7 @@
 Importing the package registers its models: `timm.create_model("vmamba_tiny_s1l8")`.
 """
 
-from . import models
+from . import medical, models
 from .checkpoints import CheckpointError, convert_state_dict, load_checkpoint
 from .models import model_names
 from .ops import available_backends, selective_scan, selective_scan_nd, use_backend
@@ -17,6 +17,7 @@ __all__ = [
     "convert_state_dict",
     "load_checkpoint",
     "model_names",
+    "medical",
     "models",
     "selective_scan",
     "selective_scan_nd",

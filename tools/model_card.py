@@ -43,15 +43,23 @@ def _flops(f: dict) -> str:
     return f"{f['gflops']} (counted: one for a multiply-add, 9·L·D·N + L·D for a scan{published})"
 
 
+def _model_name(config: dict) -> str:
+    """The model that a config builds on: a backbone, or a whole network."""
+    model = config["model"]
+    return model["backbone"]["model_name"] if "backbone" in model else model["network"]["name"]
+
+
 def _dense(name: str) -> list[tuple[str, str]]:
     """The configs that build on a model, with the results that they aim at."""
     rows = []
     for path in sorted((ROOT / "configs").glob("[!_]*/*.py")):
         config = runpy.run_path(str(path))
         published = config.get("published")
-        if published is None or config["model"]["backbone"]["model_name"] != name:
+        if published is None or _model_name(config) != name:
             continue
-        if "mIoU" in published:
+        if "dice" in published:
+            figure = f"Dice {published['dice']}, {published['note']}"
+        elif "mIoU" in published:
             figure = f"mIoU {published['mIoU']['single_scale']}"
         else:
             figure = f"box AP {published['box_AP']}, mask AP {published['mask_AP']}"

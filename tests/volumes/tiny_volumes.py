@@ -91,6 +91,17 @@ class Small(nn.Module):
         return [self.head(x), self.coarse(x)] if self.training else self.head(x)
 
 
+class Plain(nn.Module):
+    """A convolution for images or volumes."""
+
+    def __init__(self, dims: int, in_chans: int, num_classes: int):
+        super().__init__()
+        self.head = (nn.Conv2d, nn.Conv3d)[dims - 2](in_chans, num_classes, 3, padding=1)
+
+    def forward(self, x):
+        return self.head(x)
+
+
 def loading(*keys: str) -> list[dict]:
     """Steps that training and tests share."""
     keys = list(keys)

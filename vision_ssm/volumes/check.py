@@ -9,6 +9,8 @@ from monai.transforms import (
     RandCropByPosNegLabeld,
     RandSpatialCropd,
     RandSpatialCropSamplesd,
+    Resized,
+    ResizeWithPadOrCropd,
     Spacingd,
     SpatialPadd,
     Transform,
@@ -31,7 +33,7 @@ def size_for_crops(shape: Sequence[int], affine: np.ndarray, transforms: Sequenc
 
     Args:
         shape, affine: of the file.
-        transforms: of the data set; those that turn axes or change the spacing count.
+        transforms: of the data set; those that turn axes, change the spacing or resize count.
     """
     sizes, spacing = np.array(shape, dtype=float), voxel_sizes(affine)[: len(shape)]
     for step in transforms:
@@ -43,6 +45,9 @@ def size_for_crops(shape: Sequence[int], affine: np.ndarray, transforms: Sequenc
             target = np.broadcast_to(np.array(step.spacing_transform.pixdim, dtype=float), sizes.shape)
             target = np.where(target > 0, target, spacing)
             sizes, spacing = np.rint((sizes - 1) * spacing / target) + 1, target
+        elif isinstance(step, Resized):
+            asked = np.broadcast_to(np.array(step.resizer.spatial_size), sizes.shape)
+            sizes = np.where(asked > 0, asked, sizes)
     return sizes.astype(int)
 
 
@@ -101,7 +106,7 @@ def check_volumes(
     if not small:
         return
     more = f" (and {len(small) - 1} more)" if len(small) > 1 else ""
-    if not any(isinstance(step, SpatialPadd) for step in transforms):
+    if not any(isinstance(step, (SpatialPadd, ResizeWithPadOrCropd)) for step in transforms):
         raise DataError(f"{small[0]}{more}: add a SpatialPadd of that size before the crop")
     if log:
-        log(f"{small[0]}{more}: SpatialPadd pads them")
+        log(f"{small[0]}{more}: they are padded")

@@ -22,20 +22,25 @@ from .transforms import build_transforms, mapped_labels
 __all__ = ["VolumeDataset"]
 
 
-def _listed(path: Path, split: str, root: Path) -> list[dict]:
-    """Absolute paths of a split: `image`, one or several for channels, and `label` where there is one."""
+def _content(path: Path):
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"no list of volumes {path}") from None
     except ValueError as error:
         raise DataError(f"{path} is no JSON file: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get(split), list):
-        found = [key for key, value in content.items() if isinstance(value, list)] if isinstance(content, dict) else []
-        raise DataError(f"{path} has no list {split!r}" + (f", only {', '.join(found)}" if found else ""))
+
+
+def _listed(data_list: str | Mapping, split: str, root: Path) -> list[dict]:
+    """Paths of a split: `image`, one or several for channels, and `label` where there is one."""
+    where = root / data_list if isinstance(data_list, str) else "`data_list`"
+    content = _content(where) if isinstance(data_list, str) else data_list
+    if not isinstance(content, Mapping) or not isinstance(content.get(split), list):
+        found = [key for key, value in content.items() if isinstance(value, list)] if hasattr(content, "items") else []
+        raise DataError(f"{where} has no list {split!r}" + (f", only {', '.join(found)}" if found else ""))
     if not content[split]:
-        raise DataError(f"{path}: its list {split!r} is empty")
-    return [_item(entry, f"{path}, {split!r}, entry {i}", root) for i, entry in enumerate(content[split])]
+        raise DataError(f"{where}: its list {split!r} is empty")
+    return [_item(entry, f"{where}, {split!r}, entry {i}", root) for i, entry in enumerate(content[split])]
 
 
 def _item(entry, where: str, root: Path) -> dict:
@@ -63,8 +68,8 @@ class VolumeDataset(torch.utils.data.Dataset):
 
     Args:
         data_root: folder that the list's paths are relative to.
-        data_list: JSON file in `data_root`: lists of `{"image": path, "label": path}` by split; for several channels
-            in several files `image` is a list.
+        data_list: JSON file in `data_root`, or what it would hold: lists of `{"image": path, "label": path}` by split;
+            for several channels in several files `image` is a list.
         split: "training", "validation", "test" or whatever the list has.
         transforms: of MONAI, by class name and arguments (see `build_transforms`), over "image" and "label".
         classes: names, the background's first.
@@ -83,7 +88,7 @@ class VolumeDataset(torch.utils.data.Dataset):
     def __init__(
         self,
         data_root: str,
-        data_list: str,
+        data_list: str | Mapping,
         split: str,
         transforms: Sequence[Mapping],
         classes: Sequence[str],
@@ -100,9 +105,9 @@ class VolumeDataset(torch.utils.data.Dataset):
             raise ConfigError(f"`label_map` leads to {beyond}, beyond the {len(classes)} classes")
         self.configs = transforms
         self.transform = build_transforms(transforms, None if test_mode else self.label_map)
-        self.items = _listed(self.data_root / data_list, split, self.data_root)
+        self.items = _listed(data_list, split, self.data_root)
         if not test_mode and (without := [item["image"] for item in self.items if "label" not in item]):
-            raise DataError(f"{data_list}, {split!r}: {without[0]} has no `label` to train with")
+            raise DataError(f"{self.data_root}, {split!r}: {without[0]} has no `label` to train with")
         self.cache_rate, self.cache_workers, self.cached = cache_rate, cache_workers, False
         inputs = [{"image": item["image"]} if test_mode else item for item in self.items]
         if cache_dir is None:

@@ -53,7 +53,7 @@ def _outline(x: Floats, y: Floats, width: float, depth: float) -> Floats:
 def _ellipse(x: Floats, y: Floats, width: float, depth: float) -> Floats:
     """Distance to an ellipse around the origin, to first order."""
     u, v = x / np.float32(width), y / np.float32(depth)
-    level = u * u + v * v
+    level = (u * u + v * v).clip(1e-6, None)
     return (level - np.sqrt(level)) / np.sqrt((u / width) ** 2 + (v / depth) ** 2 + np.float32(1e-12))
 
 

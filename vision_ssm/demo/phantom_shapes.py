@@ -76,6 +76,7 @@ class Ellipsoid:
             along = sum(weight * part for weight, part in zip(column, offset)) / radius
             level += along * along
             slope += (along / radius) ** 2
+        level = level.clip(1e-6, None)  # in the very centre the slope vanishes
         return (level - np.sqrt(level)) / np.sqrt(slope + np.float32(1e-12))
 
 

@@ -137,7 +137,7 @@ def _bowel(body: Body) -> Iterator[Organ]:
 
     def pocket(x: Floats, y: Floats, z: Floats, d: Floats) -> Floats:
         """Gas fills the front of the lumen, between the folds."""
-        return np.maximum(d + 4.5, np.float32(gas) + 9 * np.sin(z / 13) * np.cos(x / 15) + 9 - 0.05 * y)
+        return np.maximum(d + 4.5, np.float32(gas) + 9 * np.sin(z / 13) * np.cos(x / 15) + 12 - 0.05 * y)
 
     colons = [
         ([(98, 16, -170), (98, 18, -110), (94, 26, -66), (76, 58, -62)], (23, 24, 21, 18)),

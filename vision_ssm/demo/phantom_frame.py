@@ -103,10 +103,11 @@ def paint_frame(canvas: Canvas, space: Space, body: Body) -> Floats:
 
 
 def paint_bowel(canvas: Canvas, space: Space, body: Body, loops: Floats) -> None:
-    """Loops of the small bowel where a random field of unit variance is high, with mesenteric fat between them."""
-    box, region = distance(space, [Ellipsoid((2, 84, -100), (92, 46, 92))])
+    """Loops of the small bowel between the zeros of a random field of unit variance, where the mesenteric fat is."""
+    box, region = distance(space, [Ellipsoid((0, 78, -102), (104, 54, 94))])
     region = smooth_maximum(region, canvas.room[box], 5)
-    loop = smooth_maximum((np.float32(-0.2) - loops[box]) * 8, region, 6)
+    fat = np.float32(0.12 + 0.012 * body.fat[1])
+    loop = smooth_maximum((fat - np.abs(loops[box])) * 9, region, 6)
     canvas.cover(loop, body.density["bowel"] + 35, box)
     canvas.cover(loop + 4, body.density["bowel"] - 8, box)
 

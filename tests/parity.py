@@ -57,13 +57,21 @@ def make_input(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 def make_state_dict(entry: dict) -> dict[str, np.ndarray]:
     """The reference's state dict from a golden file's content.
 
-    "override" sets every parameter whose name ends in its suffix to one value, after the fill.
+    "override" sets every parameter whose name ends in its suffix to one value, after the fill; "multiply" scales every
+    parameter with that last name; "tied" lists names of one tensor each, of which the last one's value is in force.
     """
     state = {name: fill_value(name, shape) for name, shape in entry["state_dict"].items()}
     if override := entry.get("override"):
         for name in state:
             if name.endswith(override["suffix"]):
                 state[name] = np.full_like(state[name], override["value"])
+    for leaf, factor in entry.get("multiply", {}).items():
+        for name in state:
+            if name.rsplit(".", 1)[-1] == leaf:
+                state[name] = state[name] * np.float32(factor)
+    for names in entry.get("tied", ()):
+        for name in names:
+            state[name] = state[names[-1]]
     return state
 
 

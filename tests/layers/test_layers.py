@@ -96,14 +96,14 @@ def test_local_mamba(grid, directions, middle):
     paths = [_path(direction) for direction in directions]
     layer = _shaken(LocalMamba(16, [Middle(path) for path in paths] if middle else paths, d_state=4))
     reference = partial(explicit.local_mamba, directions=directions, height=grid[0], width=grid[1], middle=middle)
-    _compare(layer, reference, 2, math.prod(grid) + middle, 16, arguments=grid)
+    _compare(layer, reference, 2, math.prod(grid) + middle, 16, arguments=([*grid],))
 
 
 def test_local_mamba_with_windows_around_a_class_token():
     """Windows that fit the grid, as those of the published model fit its 14x14 tokens."""
     layer = _shaken(LocalMamba(16, [Middle(_path(direction)) for direction in ("w2-", "h", "w2")], d_state=4))
     reference = partial(explicit.local_mamba, directions=["w2-", "h", "w2"], height=4, width=6, middle=True)
-    _compare(layer, reference, 2, 25, 16, arguments=(4, 6))
+    _compare(layer, reference, 2, 25, 16, arguments=([4, 6],))
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
@@ -111,7 +111,7 @@ def test_columns_restored_as_in_the_published_code(grid):
     directions = ["h", "v", "v-"]
     layer = _shaken(LocalMamba(16, [_path(direction, True) for direction in directions], d_state=4))
     reference = partial(explicit.local_mamba, directions=directions, height=grid[0], width=grid[1], twice=True)
-    _compare(layer, reference, 2, math.prod(grid), 16, arguments=grid)
+    _compare(layer, reference, 2, math.prod(grid), 16, arguments=([*grid],))
 
 
 SS2DS = [
@@ -162,7 +162,7 @@ def test_cascade(grid):
 
 LAYERS = {
     "Mamba": (lambda: Mamba(16, bidirectional="v2"), (2, 6, 16), ()),
-    "LocalMamba": (lambda: LocalMamba(16, [row(), Window(2)]), (2, 6, 16), (2, 3)),
+    "LocalMamba": (lambda: LocalMamba(16, [row(), Window(2)]), (2, 6, 16), ([2, 3],)),
     "SS2D": (lambda: SS2D(16), (2, 2, 3, 16), ()),
     "CascadeSS2D": (lambda: CascadeSS2D(16), (2, 2, 3, 16), ()),
     "PathGate": (lambda: PathGate(16), (2, 3, 5, 16), ()),

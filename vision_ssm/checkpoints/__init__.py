@@ -9,16 +9,21 @@ from .loading import (
     load_into,
     rename,
 )
+from .mixers import VSS_NAMES, fit_shapes, mamba_parameters, stack_paths
 from .reading import read, unwrap
 
 __all__ = [
+    "VSS_NAMES",
     "CheckpointError",
     "check_state_dict",
     "convert_state_dict",
     "converting",
+    "fit_shapes",
     "load_checkpoint",
     "load_into",
+    "mamba_parameters",
     "read",
     "rename",
+    "stack_paths",
     "unwrap",
 ]

@@ -73,8 +73,9 @@ def load_checkpoint(model: nn.Module, source: str | Path | Mapping, keep_head: b
     state_dict = _converted(read(source), model, source)
     own = model.state_dict()
     if keep_head:
-        state_dict = {k: v for k, v in state_dict.items() if not k.startswith("head.")}
-        state_dict |= {k: v for k, v in own.items() if k.startswith("head.")}
+        heads = getattr(model, "heads", ("head.",))
+        state_dict = {k: v for k, v in state_dict.items() if not k.startswith(heads)}
+        state_dict |= {k: v for k, v in own.items() if k.startswith(heads)}
     check_state_dict(state_dict, own, model, source, _hint)
     model.load_state_dict(state_dict)
     return model
@@ -87,9 +88,9 @@ def load_into(model: nn.Module, path: str) -> None:
 
     state_dict = _converted(read(path), model, path)
     own = model.state_dict()
-    heads = [name for name in own if name.startswith("head.")]
+    heads = [name for name in own if name.startswith(model.heads)]
     if model.num_classes == 0 or any(own[k].shape != state_dict[k].shape for k in heads if k in state_dict):
-        state_dict = {k: v for k, v in state_dict.items() if not k.startswith("head.")} | {k: own[k] for k in heads}
+        state_dict = {k: v for k, v in state_dict.items() if not k.startswith(model.heads)} | {k: own[k] for k in heads}
     name = f"{model.pretrained_cfg['first_conv']}.weight"
     if name in state_dict and state_dict[name].shape[1] != model.in_chans:
         state_dict[name] = adapt_input_conv(model.in_chans, state_dict[name])
@@ -171,10 +172,10 @@ def _fitting_models(source) -> list[str]:
     """Registered models that the checkpoint fits exactly, whatever its number of classes."""
     import timm
 
-    from ..models import model_names
+    from ..registry import model_names
 
-    def body(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(value.shape) for name, value in state_dict.items() if not name.startswith("head.")}
+    def body(state_dict: Mapping[str, Tensor], heads: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(value.shape) for name, value in state_dict.items() if not name.startswith(heads)}
 
     content, fits = read(source), []
     for name in model_names():
@@ -183,6 +184,6 @@ def _fitting_models(source) -> list[str]:
             converted = convert_state_dict(content, candidate)
         except _FOREIGN:
             continue
-        if body(converted) == body(candidate.state_dict()):
+        if body(converted, candidate.heads) == body(candidate.state_dict(), candidate.heads):
             fits.append(name)
     return fits

@@ -92,7 +92,7 @@ def _inert_load(file, **kwargs):
 
 _INERT_PICKLE = types.SimpleNamespace(Unpickler=_Unpickler, load=_inert_load, __name__="inert_pickle")
 
-_ENVELOPES = ("model", "state_dict", "model_ema", "state_dict_ema", "ema_model", "module")
+_ENVELOPES = ("model", "state_dict", "model_ema", "state_dict_ema", "ema_model", "module", "network_weights")
 
 
 def _first_line(error: Exception) -> str:

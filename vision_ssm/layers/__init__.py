@@ -7,6 +7,7 @@ from ..scan import scan_tables
 from .gate import PathGate
 from .local_mamba import LocalMamba
 from .mamba import DepthwiseConv1d, Mamba, auto_rank
+from .path_mamba import PathMamba
 from .rope import rotary_tables, rotate
 from .ss2d import SS2D, CascadeSS2D, one_way, two_way
 from .ssm import SelectiveSSM
@@ -24,6 +25,7 @@ __all__ = [
     "LocalMamba",
     "Mamba",
     "PathGate",
+    "PathMamba",
     "SelectiveSSM",
     "auto_rank",
     "one_way",

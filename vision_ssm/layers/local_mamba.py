@@ -1,25 +1,22 @@
 """Mamba mixer over windowed and plain scan paths with LocalMamba's gate (LocalVim, arXiv 2403.09338)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import List, Literal  # noqa: UP035 - TorchScript needs the typing forms
 
 import torch
-import torch.nn as nn
 
 from ..ops import causal_conv1d
-from ..scan import ScanPath, path_text, scan_tables
+from ..scan import ScanPath, scan_tables
 from .gate import PathGate
-from .mamba import DepthwiseConv1d, auto_rank
-from .ssm import SelectiveSSM
+from .path_mamba import PathMamba
 
 __all__ = ["LocalMamba"]
 
 
-class LocalMamba(nn.Module):
-    """Multi-path Mamba mixer, tokens (batch, length, dim) of a grid to the same shape.
+class LocalMamba(PathMamba):
+    """`PathMamba` whose paths are weighed (`PathGate`) before they are summed.
 
-    The causal convolution runs along each path and over its pads, so the tokens that a path scans are a sequence of
-    its own; the outputs are written back to the grid, gated, weighed (`PathGate`) and summed.
+    The convolution runs over the pads of a windowed path, too.
 
     Args:
         dim: width of the tokens.
@@ -38,21 +35,14 @@ class LocalMamba(nn.Module):
         device=None,
         dtype=None,
     ):
-        super().__init__()
-        dd = {"device": device, "dtype": dtype}
-        channels = expand * dim
-        self.scan_paths = path_text(paths)
-        self.in_proj = nn.Linear(dim, 2 * channels, bias=False, **dd)
-        self.conv1d = DepthwiseConv1d(channels, d_conv, len(paths), **dd)
-        self.ssm = SelectiveSSM(channels, d_state, auto_rank(dim, dt_rank), len(paths), **dd)
-        self.path_gate = PathGate(channels, **dd)
-        self.out_proj = nn.Linear(channels, dim, bias=False, **dd)
+        super().__init__(dim, paths, d_state, d_conv, expand, dt_rank, device=device, dtype=dtype)
+        self.path_gate = PathGate(expand * dim, device=device, dtype=dtype)
 
-    def forward(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, grid: List[int]) -> torch.Tensor:
         u, z = self.in_proj(x).unsqueeze(1).chunk(2, dim=-1)
-        read = scan_tables(self.scan_paths, [height, width], x)[0]
+        read = scan_tables(self.scan_paths, grid, x)[0]
         u = causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, read)
-        tables = scan_tables(self.scan_paths, [height, width], x, True)
+        tables = scan_tables(self.scan_paths, grid, x, True)
         if "restored" in self.scan_paths:  # gated before it is put back, and put back otherwise than it was taken
             gates = z[:, 0, read.clamp(min=0).long()]
             y = self.ssm(u, None, gates, merge=False)

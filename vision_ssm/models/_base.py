@@ -1,4 +1,4 @@
-"""What every backbone of the package does alike for timm: initialisation, weight decay, building, loading."""
+"""What every network of the package does alike for timm: initialisation, weight decay, building, loading."""
 
 import torch
 import torch.nn as nn
@@ -6,14 +6,16 @@ from timm.models import build_model_with_cfg
 
 from ..checkpoints import load_into
 
-__all__ = ["Backbone", "build", "pretrained_cfg"]
+__all__ = ["Backbone", "Network", "build", "pretrained_cfg"]
 
 
-class Backbone(nn.Module):
+class Network(nn.Module):
     """Base of all registered models. A family says how its own layers start (`_init_layer`)."""
 
     # Ends of parameter names without weight decay, beyond the one-dimensional ones that timm excludes by itself.
     no_decay = (".A_log", ".D", ".dt_bias", "conv1d.bias")
+    # Beginnings of the names of what maps features to classes: it is left out where the classes differ.
+    heads: tuple[str, ...] = ("head.",)
 
     @torch.jit.ignore
     def init_weights(self, needs_reset: bool = True) -> None:
@@ -33,14 +35,18 @@ class Backbone(nn.Module):
         return {name for name, _ in self.named_parameters() if name.endswith(self.no_decay)}
 
     @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        """The classifier."""
-        return self.head.fc
-
-    @torch.jit.ignore
     def load_pretrained(self, path: str, prefix: str = "") -> None:
         """Load a published checkpoint file; timm calls it for `pretrained=True`."""
         load_into(self, path)
+
+
+class Backbone(Network):
+    """Base of the classification models."""
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The classifier."""
+        return self.head.fc
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.forward_features(x))

@@ -16,12 +16,12 @@ import torch.nn as nn
 from timm.models import generate_default_cfgs, register_model
 
 from ..cards import facts
-from ..checkpoints import rename, unwrap
+from ..checkpoints import rename, stack_paths, unwrap
 from ..layers import SS2D, LocalMamba
 from ..scan import Middle, Restored, ScanPath, Window, column, row
 from ._base import build, pretrained_cfg
 from ._sequence import Block, SequenceBackbone, block_drop_paths
-from .vim import fit_positions, stack_paths
+from .vim import fit_positions
 from .vmamba import VMamba
 from .vmamba import checkpoint_filter_fn as vmamba_filter_fn
 
@@ -80,7 +80,7 @@ def _listed(directions: str | Directions, depth: int) -> list[list[str]]:
 
 class _LocalBlock(Block):
     def mix(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        return self.mixer(x, height, width)
+        return self.mixer(x, [height, width])
 
 
 class LocalVisionMamba(SequenceBackbone):

@@ -15,7 +15,7 @@ import torch.nn as nn
 from timm.models import generate_default_cfgs, register_model
 
 from ..cards import facts
-from ..checkpoints import rename, unwrap
+from ..checkpoints import mamba_parameters, rename, stack_paths, unwrap
 from ..layers import Mamba
 from ._base import build, pretrained_cfg
 from ._sequence import Block, ClassToken, SequenceBackbone, block_drop_paths
@@ -118,31 +118,6 @@ _NAMES = [
     (r"^cls_token_tail$", "tail_token"),
     (r"^layers\.", "blocks."),
 ]
-_PATHS = {  # our parameter of a mixer: the reference's, forward and backward
-    "conv1d.weight": ("conv1d.weight", "conv1d_b.weight"),
-    "conv1d.bias": ("conv1d.bias", "conv1d_b.bias"),
-    "ssm.x_proj": ("x_proj.weight", "x_proj_b.weight"),
-    "ssm.dt_proj": ("dt_proj.weight", "dt_proj_b.weight"),
-    "ssm.dt_bias": ("dt_proj.bias", "dt_proj_b.bias"),
-    "ssm.A_log": ("A_log", "A_b_log"),
-    "ssm.D": ("D", "D_b"),
-}
-
-
-def stack_paths(state_dict: dict[str, torch.Tensor], parameters: dict[str, tuple[str, ...]]) -> dict[str, torch.Tensor]:
-    """Per-path parameters of mixers stacked into one; {ours: the reference's names in order}, absent ones left out."""
-    out = dict(state_dict)
-    for name in state_dict:
-        prefix, found, _ = name.partition(".mixer.")
-        first = name[len(prefix) + len(found) :]
-        for ours, theirs in parameters.items():
-            if found and first == theirs[0]:
-                values = [
-                    out.pop(f"{prefix}.mixer.{part}") for part in theirs if f"{prefix}.mixer.{part}" in state_dict
-                ]
-                value = torch.stack(values)
-                out[f"{prefix}.mixer.{ours}"] = value.squeeze(2) if ours == "conv1d.weight" else value
-    return out
 
 
 def fit_positions(state_dict: dict[str, torch.Tensor], model: SequenceBackbone) -> dict[str, torch.Tensor]:
@@ -161,7 +136,7 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     state_dict = unwrap(state_dict)
     if any(name.startswith("layers.") for name in state_dict):
         state_dict = {name: value for name, value in state_dict.items() if not name.startswith("rope.")}
-        state_dict = stack_paths(rename(state_dict, _NAMES), _PATHS)
+        state_dict = stack_paths(rename(state_dict, _NAMES), mamba_parameters(("", "_b")))
         if any("blocks.0.forward_block" in name for name in model.state_dict()):
             sides = ("forward_block", "backward_block")
             rule = (r"^blocks\.(\d+)\.", lambda m: f"blocks.{int(m[1]) // 2}.{sides[int(m[1]) % 2]}.")

@@ -18,7 +18,7 @@ from timm.layers import DropPath, LayerNorm2d, Mlp, calculate_drop_path_rates, t
 from timm.models import generate_default_cfgs, register_model
 
 from ..cards import facts
-from ..checkpoints import rename, unwrap
+from ..checkpoints import fit_shapes, rename, unwrap
 from ..layers import SS2D
 from ._base import build, pretrained_cfg
 from ._staged import Stage, StagedBackbone
@@ -207,13 +207,7 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
         for i, part in ((1, "norm"), (2, "reduction"))
     ]
     out = rename(rename(state_dict, merging + _OLDER), _NAMES)
-    own = model.state_dict()
-    for name, value in out.items():
-        like = own.get(name)
-        # Linears stored as 1x1 convolutions, and the paths' parameters stored as one.
-        if like is not None and value.shape != like.shape and value.numel() == like.numel():
-            out[name] = value.reshape(like.shape)
-    return out
+    return fit_shapes(out, model.state_dict())
 
 
 def _cfg(name: str, stem: str = "stem.0", **kwargs) -> dict:

@@ -1,0 +1,80 @@
+"""The networks compute what the published implementations compute, with weights in the published names.
+
+Beside the numerics this holds the architecture and the checkpoint conversion: every name and shape of an official file
+must find its place, or be known to have no effect on the output.
+"""
+
+from collections.abc import Iterator
+
+import parity
+import pytest
+import timm
+import torch
+
+import vision_ssm
+
+
+def _plan(entry: dict) -> dict:
+    """The arguments of a network that follows an nnU-Net plan, from the reference's."""
+    given = entry["constructor"]["kwargs"]
+    arguments = dict(
+        features=given["features_per_stage"],
+        kernels=given["kernel_sizes"],
+        strides=given["strides"],
+        in_chans=given["input_channels"],
+        num_classes=given["num_classes"],
+        deep_supervision=given["deep_supervision"],
+    )
+    return arguments | ({"input_size": given["input_size"]} if "input_size" in given else {})
+
+
+# Golden file: model, and its arguments or what makes them from the file.
+MODELS = {
+    "umamba_bot_2d_small": ("umamba_bot_2d", _plan),
+    "umamba_bot_2d_abdomenmr": ("umamba_bot_2d", _plan),
+    "umamba_enc_2d_small": ("umamba_enc_2d", _plan),
+    "umamba_enc_2d_abdomenmr": ("umamba_enc_2d", dict(deep_supervision=True)),
+    "umamba_bot_3d_small": ("umamba_bot_3d", _plan),
+    "umamba_bot_3d_abdomenmr": ("umamba_bot_3d", dict(deep_supervision=True)),
+    "umamba_enc_3d_small": ("umamba_enc_3d", _plan),
+    "umamba_enc_3d_small_anis": ("umamba_enc_3d", _plan),
+    "umamba_enc_3d_abdomenmr_patch16x64x96": ("umamba_enc_3d", _plan),
+    "umamba_v1_bot_3d_small": ("umamba_v1_bot_3d", _plan),
+    "umamba_v1_enc_2d_small": ("umamba_v1_enc_2d", _plan),
+    "lmaunet_2d_small": ("lma_unet_2d", _plan),
+    "lmaunet_2d": ("lma_unet_2d", _plan),
+    "lmaunet_3d_small": ("lma_unet_3d", _plan),
+    "segmamba_default": ("segmamba", {}),
+    "segmamba_brats": ("segmamba", dict(in_chans=4, num_classes=4)),
+}
+
+
+def _outputs(entry: dict, shape: list[int]) -> dict[str, dict]:
+    """The expected outputs for one input, by name."""
+    start = "x".join(map(str, shape)) + ":"
+    return {key.removeprefix(start): value for key, value in entry["outputs"].items() if key.startswith(start)}
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Some of the networks amplify rounding so much that even the order of sums shows."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.usefixtures("one_thread")
+def test_golden(name):
+    entry, (model_name, arguments) = parity.load(name), MODELS[name]
+    model = timm.create_model(model_name, **(arguments(entry) if callable(arguments) else arguments)).eval()
+    state_dict = {key: torch.from_numpy(value) for key, value in parity.make_state_dict(entry).items()}
+    vision_ssm.load_checkpoint(model, state_dict)
+    for shape in entry["inputs"]:
+        with torch.inference_mode():
+            y = model(torch.from_numpy(parity.make_input(shape)))
+        for name, expected in _outputs(entry, shape).items():
+            found = y[int(name.removeprefix("out."))] if isinstance(y, list) else y
+            error = parity.compare(found.numpy(), expected)
+            assert error <= entry["tolerance"], f"{name} of {shape} is off by {error:.1e}"

@@ -1,0 +1,60 @@
+"""Mamba mixer along any scan paths of a grid, each with its own convolution, projections and state matrix."""
+
+from collections.abc import Sequence
+from typing import List, Literal  # noqa: UP035 - TorchScript needs the typing forms
+
+import torch
+import torch.nn as nn
+
+from ..ops import causal_conv1d
+from ..scan import ScanPath, path_text, scan_tables
+from .mamba import DepthwiseConv1d, auto_rank
+from .ssm import SelectiveSSM
+
+__all__ = ["PathMamba"]
+
+
+class PathMamba(nn.Module):
+    """Multi-path Mamba mixer, tokens (batch, length, dim) of a grid to the same shape.
+
+    Input and output projections are shared. The causal convolution runs along each path, so the tokens that a path
+    scans are a sequence of its own; the outputs are written back to the grid and summed, and gated there.
+
+    With the paths row, row reversed and column over a grid of (slices, voxels of a slice) it is SegMamba's
+    tri-orientated Mamba (arXiv 2401.13560) and, with `scale` 1/3, Vivim's (arXiv 2401.14168).
+
+    Args:
+        dim: width of the tokens.
+        paths: scan paths of the grid.
+        d_state, d_conv, expand, dt_rank: as in Mamba.
+        scale: of the sum of the paths.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        paths: Sequence[ScanPath],
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | Literal["auto"] = "auto",
+        scale: float = 1.0,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        channels = expand * dim
+        self.scan_paths = path_text(paths)
+        self.scale = scale
+        self.in_proj = nn.Linear(dim, 2 * channels, bias=False, **dd)
+        self.conv1d = DepthwiseConv1d(channels, d_conv, len(paths), **dd)
+        self.ssm = SelectiveSSM(channels, d_state, auto_rank(dim, dt_rank), len(paths), **dd)
+        self.out_proj = nn.Linear(channels, dim, bias=False, **dd)
+
+    def forward(self, x: torch.Tensor, grid: List[int]) -> torch.Tensor:
+        u, z = self.in_proj(x).unsqueeze(1).chunk(2, dim=-1)
+        read = scan_tables(self.scan_paths, grid, x)[0]
+        u = causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, read)
+        y = self.ssm(u, scan_tables(self.scan_paths, grid, x, True), z, x.shape[1]).squeeze(1)
+        return nn.functional.linear(y, self.out_proj.weight * self.scale)

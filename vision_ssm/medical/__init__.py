@@ -1,0 +1,21 @@
+"""Networks for medical images, volumes and videos, registered in timm on import.
+
+They need PyTorch and timm alone; `vision_ssm.volumes` trains and evaluates them with MONAI.
+"""
+
+from ..models import _registry
+
+_FAMILIES = ("umamba", "lma_unet", "segmamba")
+_registry.register(__name__, _FAMILIES)
+
+from .lma_unet import LMaUNet  # noqa: E402 - after the registration, which names what is taken
+from .plans import plan_arguments  # noqa: E402
+from .segmamba import SegMamba  # noqa: E402
+from .umamba import UMamba, UMambaV1  # noqa: E402
+
+__all__ = ["LMaUNet", "SegMamba", "UMamba", "UMambaV1", "model_names", "plan_arguments"]
+
+
+def model_names(pattern: str = "") -> list[str]:
+    """Names of the registered networks, those matching a shell pattern if one is given."""
+    return _registry.names(_FAMILIES, pattern)

@@ -1,0 +1,80 @@
+"""What every network of this folder does alike: options that timm and nnU-Net set, building, checks of the input."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn as nn
+from timm.models import checkpoint
+
+from ..models._base import Network, build, pretrained_cfg
+
+__all__ = ["DenseNetwork", "check_dims", "check_sides", "create", "network_cfg"]
+
+
+class DenseNetwork(Network):
+    """Base of networks that map an image or volume to a map of classes.
+
+    Attributes:
+        in_chans, num_classes: channels of the input and of the output.
+        dims: 2 for images, (batch, channels, height, width); 3 for volumes, (batch, channels, depth, height, width).
+        grad_checkpointing: recompute activations in the backward pass.
+    """
+
+    in_chans: int
+    num_classes: int
+    dims: int
+    grad_checkpointing = False
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the activations of each block in the backward pass: less memory for a third more time."""
+        for module in self.modules():
+            if hasattr(module, "grad_checkpointing"):
+                module.grad_checkpointing = enable
+
+    def _init_layer(self, module: nn.Module, name: str) -> None:
+        """nnU-Net's start: convolutions from He's normal distribution for a slope of 0.01, their biases 0."""
+        if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+            nn.init.kaiming_normal_(module.weight, a=0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def run(module: nn.Module, grad_checkpointing: bool, *inputs: torch.Tensor) -> torch.Tensor:
+    """`module(*inputs)`, recomputed in the backward pass if asked for."""
+    if grad_checkpointing and torch.is_grad_enabled():
+        return checkpoint(module, *inputs)
+    return module(*inputs)
+
+
+def check_dims(x: torch.Tensor, model: DenseNetwork) -> None:
+    """Raise ValueError unless `x` is a batch of images (volumes) with the model's channels."""
+    axes = "height, width" if model.dims == 2 else "depth, height, width"
+    if x.dim() != model.dims + 2 or x.shape[1] != model.in_chans:
+        raise ValueError(f"input of shape {tuple(x.shape)}: expected (batch, {model.in_chans}, {axes})")
+
+
+def check_sides(x: torch.Tensor, multiples: Sequence[int]) -> None:
+    """Raise ValueError unless each side of the image (volume) is a multiple of the given number."""
+    sides = x.shape[2:]
+    for side, multiple in zip(sides, multiples, strict=True):
+        if side % multiple or side == 0:
+            raise ValueError(
+                f"input of {tuple(sides)}: expected multiples of {tuple(multiples)}; pad it, or use sliding windows"
+            )
+
+
+def network_cfg(facts: dict, **kwargs) -> dict:
+    """A timm config from a network's facts. Volumes have no `input_size`, which timm knows for images alone."""
+    return pretrained_cfg(facts, **(dict(input_size=None, crop_pct=None, interpolation="") | kwargs))
+
+
+def create(model_cls: type[DenseNetwork], name: str, pretrained: bool, filter_fn: Callable, **kwargs) -> DenseNetwork:
+    """`timm.create_model` for a network; it has no feature pyramid to offer.
+
+    Raises:
+        ValueError: `features_only` was asked for.
+    """
+    if kwargs.get("features_only"):
+        raise ValueError(f"{name} is no backbone: `features_only` is for those of `vision_ssm.models`")
+    return build(model_cls, name, pretrained, {}, filter_fn, **kwargs)

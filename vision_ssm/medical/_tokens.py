@@ -1,0 +1,58 @@
+"""Token mixers on maps: every pixel or voxel is a token, in row-major order."""
+
+from typing import Literal
+
+import torch
+import torch.nn as nn
+
+__all__ = ["TokenMixer", "as_map", "as_tokens"]
+
+
+def as_tokens(x: torch.Tensor) -> torch.Tensor:
+    """(batch, channels, *grid) to (batch, tokens, channels); a view of channels-last memory."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def as_map(tokens: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """(batch, tokens, channels) to (batch, channels, *grid), the grid being that of `like`."""
+    return tokens.transpose(1, 2).unflatten(2, like.shape[2:])
+
+
+class TokenMixer(nn.Module):
+    """norm and mixer over the positions of a map as one sequence, (batch, channels, *grid) to the same.
+
+    Args:
+        dim: width of the tokens: the channels, or the positions if the channels are the sequence.
+        mixer: (batch, length, dim) to the same.
+        residual: add the input.
+        sequence: what the scan runs over: the "positions", or the "channels" (U-Mamba's small maps).
+        full_precision: leave autocast, as U-Mamba and its followers do: float16 overflows here in training.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mixer: nn.Module,
+        residual: bool = False,
+        sequence: Literal["positions", "channels"] = "positions",
+        full_precision: bool = True,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, device=device, dtype=dtype)
+        self.mixer = mixer
+        self.residual, self.sequence, self.full_precision = residual, sequence, full_precision
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.full_precision and torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self._mix(x.float())
+        return self._mix(x)
+
+    def _mix(self, x: torch.Tensor) -> torch.Tensor:
+        if self.sequence == "channels":
+            y = self.mixer(self.norm(x.flatten(2))).unflatten(2, x.shape[2:])
+        else:
+            y = as_map(self.mixer(self.norm(as_tokens(x))), x)
+        return x + y if self.residual else y

@@ -85,7 +85,8 @@ def _python(code: str, **env: str) -> str:
 def test_import_needs_no_extra_and_no_kernel():
     code = """
 import sys
-for name in ("rich", "matplotlib", "sklearn", "fvcore", "mambapy", "mamba_ssm", "einops", "mmengine", "mmcv"):
+names = ("rich", "matplotlib", "sklearn", "fvcore", "mambapy", "mamba_ssm", "einops", "mmengine", "mmcv", "nibabel")
+for name in (*names, "monai"):
     sys.modules[name] = None
 import warnings, torch, vision_ssm
 from vision_ssm.ops import cpu

@@ -3,7 +3,6 @@
 nibabel, of the extra `medical`, is needed only where files are opened.
 """
 
-import gzip
 import os
 import random
 import re
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .layout import LayoutError, Progress, Report, Wrong, each, sizes
+from .volume_files import image_problems, label_problems, open_volume, pair_problems
 
 __all__ = ["Case", "Cases", "check_cases", "data_list", "find_cases", "split_cases"]
 
@@ -28,7 +28,6 @@ _LAYOUTS = (
       for top in ("", "RawData/", "Abdomen/RawData/")),
 )  # fmt: skip
 _SPACING = 0.1, 20.0  # mm: beyond it the unit is wrong, or the header
-_SHIFT = 0.1  # voxels by which a label's corners may lie off its image's
 
 
 @dataclass(frozen=True)
@@ -98,21 +97,15 @@ def find_cases(root: str | Path, report: Report) -> Cases:
 
 
 def _open(path: Path, name: str, decode: bool) -> tuple[Any, Wrong | None]:
-    """A volume as nibabel's image, or what is wrong with it; decoded from the first byte to the checksum on demand."""
+    """A volume as nibabel's image, or what is wrong with it; decoded on demand."""
     import nibabel
 
     try:
-        if not decode:
-            return nibabel.load(path), None
-        raw = gzip.decompress(path.read_bytes())
-        kinds = nibabel.Nifti1Image, nibabel.Nifti2Image
-        kind = next((k for k in kinds if k.header_class.may_contain_header(raw[:1024])), kinds[0])
-        volume = kind.from_bytes(raw)
-        np.asanyarray(volume.dataobj)  # fewer bytes than the header says
-        return volume, None
+        return (open_volume(path) if decode else nibabel.load(path)), None
     except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
         reason = " ".join(str(error).replace(str(path), name).split())
-        return None, Wrong(name, f"cannot be read: {reason}", "a whole gzipped NIfTI volume")
+        what = reason if decode and isinstance(error, ValueError) else f"cannot be read: {reason}"
+        return None, Wrong(name, what, "a whole gzipped NIfTI volume")
     except nibabel.spatialimages.HeaderDataError as error:
         return None, Wrong(name, f"has a bad header: {error}", "a NIfTI volume")
 
@@ -133,35 +126,18 @@ def _geometry(name: str, volume: Any) -> list[Wrong]:
     return []
 
 
-def _pair(label_name: str, image: Any, label: Any) -> list[Wrong]:
-    """Where a label's grid is not its image's."""
-    if image.shape != label.shape:
-        return [Wrong(label_name, f"has the shape {label.shape}", f"{image.shape}, as its image")]
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape], indexing="ij")).reshape(3, 8)
-    difference = label.affine - image.affine
-    shift = np.linalg.norm(difference[:3, :3] @ corners + difference[:3, 3:], axis=0).max()
-    if shift > _SHIFT * np.linalg.norm(image.affine[:3, :3], axis=0).min():
-        return [Wrong(label_name, f"lies {shift:.3g} mm off its image", "the same affine")]
-    return []
-
-
 def _image_voxels(name: str, volume: Any) -> list[Wrong]:
     voxels = np.asanyarray(volume.dataobj)
-    if bad := int((~np.isfinite(voxels)).sum()):
-        return [Wrong(name, f"{bad:,} voxels are not finite", "none")]
-    if voxels.min() == voxels.max():
-        return [Wrong(name, f"all voxels are {voxels.flat[0]}", "an image")]
-    return []
+    if wrong := image_problems(name, voxels):
+        return wrong
+    return [Wrong(name, f"all voxels are {voxels.flat[0]}", "an image")] if voxels.min() == voxels.max() else []
 
 
 def _label_voxels(name: str, volume: Any, classes: int) -> list[Wrong]:
-    ids = np.unique(np.asanyarray(volume.dataobj))
-    if not np.isfinite(ids).all() or (ids != np.round(ids)).any():
-        bad = ids[~np.isfinite(ids) | (ids != np.round(ids))][0]
-        return [Wrong(name, f"a voxel is {bad:g}", "whole numbers, a class each")]
-    if ids[0] < 0 or ids[-1] > classes:
-        return [Wrong(name, f"class {int(ids[0] if ids[0] < 0 else ids[-1])}", f"0 to {classes}")]
-    return [Wrong(name, "is background alone", "an organ")] if ids[-1] == 0 else []
+    voxels = np.asanyarray(volume.dataobj)
+    if wrong := label_problems(name, voxels, classes):
+        return wrong
+    return [] if voxels.any() else [Wrong(name, "is background alone", "an organ")]
 
 
 def _check(folder: Path, classes: int, decode: bool, case: Case) -> list[Wrong]:
@@ -177,7 +153,7 @@ def _check(folder: Path, classes: int, decode: bool, case: Case) -> list[Wrong]:
     if bad:
         return [*wrong, bad]
     if sound and not (off := _geometry(case.label, label)):
-        off = _pair(case.label, image, label)
+        off = pair_problems(case.label, label.shape, label.affine, image.shape, image.affine)
         wrong += off
     elif sound:
         wrong += off

@@ -77,7 +77,6 @@ model = dict(
     inference=dict(roi_size=_crop, overlap=0.5, sw_batch_size=2),
     loss=dict(batch=True, coarsest=False),
 )
-tta_options = dict(model=dict(inference=dict(flips=(1,))))
 _iters = 600
 optim_wrapper = dict(
     type="OptimWrapper", optimizer=dict(type="AdamW", lr=2e-3, weight_decay=1e-5), clip_grad=dict(max_norm=12)

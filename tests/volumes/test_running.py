@@ -66,3 +66,25 @@ except ImportError as error:
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == f"medical volumes need {name}: pip install 'vision-ssm[medical]'"
+
+
+def test_demo(tmp_path):
+    """The phantoms are drawn where they are missing, trained on, and shown."""
+    root = tmp_path / "phantoms"
+    options = [
+        f"{part}_dataloader.{key}"
+        for part in ("train", "val", "test")
+        for key in (
+            f"dataset.data_root={root}",
+            "dataset.phantoms={'train': 1, 'val': 1, 'test': 0, 'size': 32, 'thickness': [9.0, 10.0]}",
+            "num_workers=0",
+            "persistent_workers=False",
+        )
+    ]
+    options += ["train_cfg.max_iters=1", "train_cfg.val_interval=1", "default_hooks.checkpoint.interval=1"]
+    options += ["model.network.features=(4,8,8,8)", f"custom_hooks.0.data_list={root / 'dataset_0.json'}"]
+    work = tmp_path / "run"
+    assert main(["train", "demo/phantom_umamba3d", "--work-dir", str(work), "--cfg-options", *options]) == 0
+    assert 0 <= json.loads((work / "metrics.json").read_text())["mean_dice"] <= 1
+    assert [path.name for path in (work / "predictions").iterdir()] == ["img0035.nii.gz"]
+    assert (work / "predictions.png").read_bytes().startswith(b"\x89PNG")

@@ -40,6 +40,22 @@ MODELS = {
     "umamba_enc_3d_abdomenmr_patch16x64x96": ("umamba_enc_3d", _plan),
     "umamba_v1_bot_3d_small": ("umamba_v1_bot_3d", _plan),
     "umamba_v1_enc_2d_small": ("umamba_v1_enc_2d", _plan),
+    "vmunet_isic": ("vm_unet", dict(activation=True)),
+    "vmunet_synapse": ("vm_unet", dict(num_classes=9)),
+    "vmunet_synapse_zerod": ("vm_unet", dict(num_classes=9)),
+    "vmunet_v2": ("vm_unet_v2", dict(activation=True)),
+    "vmunet_v2_logits": ("vm_unet_v2", {}),
+    "mambaunet_tiny": ("mamba_unet", {}),
+    "mambaunet_tiny_zerod": ("mamba_unet", {}),
+    "medmamba_t": ("medmamba_tiny", {}),
+    "medmamba_t_zerod": ("medmamba_tiny", {}),
+    "swinumamba_swinumamba": ("swin_umamba", dict(deep_supervision=True)),
+    "swinumamba_sizes": ("swin_umamba", dict(deep_supervision=True)),
+    "swinumamba_d": ("swin_umamba_d", dict(deep_supervision=True)),
+    "swinumamba_d_small": (
+        "swin_umamba_d",
+        dict(deep_supervision=True, depths=(1, 1, 2, 1), dim=16, num_classes=4),
+    ),
 }
 
 

@@ -5,7 +5,16 @@ They need PyTorch and timm alone; `vision_ssm.volumes` trains and evaluates them
 
 from timm.models import is_model, list_models
 
-_FAMILIES = ("umamba", "vm_unet", "vm_unet_v2", "mamba_unet", "medmamba", "swin_umamba")
+_FAMILIES = (
+    "umamba",
+    "lma_unet",
+    "segmamba",
+    "vm_unet",
+    "vm_unet_v2",
+    "mamba_unet",
+    "medmamba",
+    "swin_umamba",
+)
 
 
 def _register() -> None:

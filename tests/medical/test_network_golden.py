@@ -53,6 +53,8 @@ MODELS = {
     "vmunet_v2_logits": ("vm_unet_v2", {}),
     "mambaunet_tiny": ("mamba_unet", {}),
     "mambaunet_tiny_zerod": ("mamba_unet", {}),
+    "mambaunet_semi_unet": ("unet_semi", {}),
+    "mambaunet_weak_swinunet": ("swin_unet_weak", {}),
     "medmamba_t": ("medmamba_tiny", {}),
     "medmamba_t_zerod": ("medmamba_tiny", {}),
     "swinumamba_swinumamba": ("swin_umamba", dict(deep_supervision=True)),

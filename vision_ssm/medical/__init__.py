@@ -14,6 +14,7 @@ _FAMILIES = (
     "mamba_unet",
     "medmamba",
     "swin_umamba",
+    "partners",
 )
 
 

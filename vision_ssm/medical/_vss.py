@@ -1,4 +1,4 @@
-"""What the networks built from VMamba's blocks share: encoder, patch expanding, Swin-UNet's decoder, a pretrained start.
+"""What the networks of VMamba's blocks share: encoder, patch expanding, Swin-UNet's decoder, a pretrained start.
 
 Maps are (batch, height, width, channels) between the blocks. The names of the encoder are those of `VMamba`.
 """
@@ -25,9 +25,7 @@ __all__ = [
 
 def vss_blocks(dims: Sequence[int], rates: Sequence[Sequence[float]], **dd) -> list[list[VSSBlock]]:
     """Blocks of each stage, as in VMamba's first release, from the stages' widths and the blocks' stochastic depths."""
-    return [
-        [VSSBlock(dim, SS2D(dim, **dd), drop_path=rate, **dd) for rate in stage] for dim, stage in zip(dims, rates)
-    ]
+    return [[VSSBlock(dim, SS2D(dim, **dd), drop_path=rate, **dd) for rate in stage] for dim, stage in zip(dims, rates)]
 
 
 class BlockStage(nn.Module):
@@ -118,7 +116,7 @@ class ExpandDecoder(DeepSupervision):
         head_bias: bias of the 1x1 convolutions to classes.
         deep_supervision: return the logits of every level, full resolution first.
 
-    `forward` takes the deepest map and the skips, first (finest) to last; the logits are (batch, classes, height, width).
+    `forward` takes the deepest map and the skips, finest first; the logits are (batch, classes, height, width).
     """
 
     def __init__(

@@ -3,8 +3,9 @@
 Papers: Ma and Wang, Semi-Mamba-UNet, Knowledge-Based Systems 300, 2024; Wang and Ma, Weak-Mamba-UNet, arXiv 2402.10887
 Reference code: https://github.com/ziyangwang007/Mamba-UNet (Apache-2.0), Weak-Mamba-UNet (MIT).
 
-The networks are those of `mamba_unet` and `partners`, or any others of one output size. As in the reference's code, the
-contrastive term has no projector, unlike the paper's figure. Logits are (batch, classes, *sides), labels (batch, *sides).
+The networks are those of `mamba_unet` and `partners`, or any others of one output size. Logits are
+(batch, classes, *sides), labels (batch, *sides). As in the reference's code, and unlike in the paper's figure, the
+contrastive term has no projector.
 """
 
 import math

@@ -147,7 +147,9 @@ class SwinUNet(ExpandUNet):
             ]  # fmt: skip
 
         stages = range(len(depths))
-        super().__init__([blocks(i) for i in stages], [blocks(i) for i in stages[-2::-1]], dim, in_chans, num_classes, **dd)
+        super().__init__(
+            [blocks(i) for i in stages], [blocks(i) for i in stages[-2::-1]], dim, in_chans, num_classes, **dd
+        )
         self.img_size = sides
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -178,29 +180,28 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
 
 
 _VARIANTS = {
-    "unet_semi": (UNet, {}),
-    "swin_unet_weak": (SwinUNet, {}),
-    "unet_semi_test": (UNet, dict(features=(4, 8, 16, 24, 32))),
-    "swin_unet_weak_test": (SwinUNet, dict(img_size=64, depths=(1, 1, 2, 1), dim=16, num_heads=(1, 2, 2, 4), window_size=4)),
+    "unet_semi": {},
+    "swin_unet_weak": {},
+    "unet_semi_test": dict(features=(4, 8, 16, 24, 32)),
+    "swin_unet_weak_test": dict(img_size=64, depths=(1, 1, 2, 1), dim=16, num_heads=(1, 2, 2, 4), window_size=4),
 }
 
 
 def _cfg(name: str) -> dict:
-    size, (first, last) = (1, 224, 224), ("stages.0.0", "head")
-    if name.startswith("swin"):
-        size, (first, last) = (3, 224, 224), ("encoder.stem.0", "decoder.heads.3")
-    if name == "swin_unet_weak_test":
-        size = (3, 64, 64)
     found = facts("mamba_unet", name.removesuffix("_test"))
-    return network_cfg(found, num_classes=4, input_size=size, first_conv=first, classifier=last)
+    layers = dict(first_conv="stages.0.0", classifier="head")
+    if name.startswith("swin"):
+        layers = dict(first_conv="encoder.stem.0", classifier="decoder.heads.3")
+    chans, side = 3 if name.startswith("swin") else 1, _VARIANTS[name].get("img_size", 224)
+    return network_cfg(found, num_classes=4, input_size=(chans, side, side), **layers)
 
 
 default_cfgs = generate_default_cfgs({f"{name}.untrained": _cfg(name) for name in _VARIANTS})
 
 
 def _create(name: str, pretrained: bool, **kwargs) -> DenseNetwork:
-    model_cls, arguments = _VARIANTS[name]
-    return create(model_cls, name, pretrained, checkpoint_filter_fn, **(arguments | kwargs))
+    model_cls = SwinUNet if name.startswith("swin") else UNet
+    return create(model_cls, name, pretrained, checkpoint_filter_fn, **(_VARIANTS[name] | kwargs))
 
 
 @register_model

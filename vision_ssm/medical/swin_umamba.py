@@ -8,6 +8,7 @@ whose input differs, but for the bias of its norm; D takes the whole for images 
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn as nn
@@ -34,7 +35,7 @@ class _ConvDecoder(DeepSupervision):
     def __init__(self, layers: ConvLayers, features: Sequence[int], num_classes: int, deep_supervision: bool):
         super().__init__()
         widths = [features[-1], *features[::-1]]
-        self.ups = nn.ModuleList(UpBlock(layers, *sizes) for sizes in zip(widths[:-1], widths[1:]))
+        self.ups = nn.ModuleList(UpBlock(layers, *sizes) for sizes in pairwise(widths))
         self.last = ResidualBlock(layers, features[0], features[0])
         heads = [*widths[2:-1], features[0]]
         self.heads = nn.ModuleList(
@@ -111,9 +112,7 @@ class SwinUMamba(_SwinUMambaBase):
         patches = nn.Sequential(nn.Conv2d(features[0], dim, 2, stride=2, **dd), norm2d(dim, **dd))
         blocks = vss_blocks(features[1:], drop_path_rates(drop_path_rate, depths), **dd)
         self.encoder = VSSEncoder(blocks, dim, stem=patches, **dd)
-        self.skips = nn.ModuleList(
-            ResidualBlock(layers, *sizes) for sizes in zip([in_chans, *features[:-1]], features)
-        )
+        self.skips = nn.ModuleList(ResidualBlock(layers, *sizes) for sizes in zip([in_chans, *features[:-1]], features))
         self.decoder = _ConvDecoder(layers, features, num_classes, deep_supervision)
         self.init_weights(needs_reset=False)
 
@@ -202,9 +201,9 @@ def _names(model: nn.Module) -> list:
 
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """A Swin-UMamba state dict of the reference (nnU-Net's checkpoint files, too) in this package's names; ours unchanged.
+    """A Swin-UMamba state dict of the reference in this package's names; ours unchanged.
 
-    Heads that the model was made without are left out.
+    nnU-Net's checkpoint files are read, too. Heads that the model was made without are left out.
     """
     state_dict = unwrap(state_dict)
     if any(name.startswith("encoder.") for name in state_dict):
@@ -215,29 +214,21 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
 
 
 _SMALL = dict(depths=(1, 1, 2, 1), dim=16)
-_VARIANTS = {
-    "swin_umamba": (SwinUMamba, {}),
-    "swin_umamba_d": (SwinUMambaD, {}),
-    "swin_umamba_test": (SwinUMamba, _SMALL),
-    "swin_umamba_d_test": (SwinUMambaD, _SMALL),
-}
+_VARIANTS = {"swin_umamba": {}, "swin_umamba_d": {}, "swin_umamba_test": _SMALL, "swin_umamba_d_test": _SMALL}
 
 
 def _cfg(name: str) -> dict:
-    known = name.removesuffix("_test")
-    first, last = ("stem.0", 3) if known == "swin_umamba" else ("encoder.stem.0", 3)
-    return network_cfg(
-        facts("swin_umamba", known), num_classes=14, input_size=(1, 320, 320), first_conv=first,
-        classifier=f"decoder.heads.{last}",
-    )  # fmt: skip
+    found = facts("swin_umamba", name.removesuffix("_test"))
+    first = "encoder.stem.0" if "_d" in name else "stem.0"
+    return network_cfg(found, num_classes=14, input_size=(1, 320, 320), first_conv=first, classifier="decoder.heads.3")
 
 
 default_cfgs = generate_default_cfgs({f"{name}.untrained": _cfg(name) for name in _VARIANTS})
 
 
 def _create(name: str, pretrained: bool, **kwargs) -> VSSNetwork:
-    model_cls, arguments = _VARIANTS[name]
-    return create(model_cls, name, pretrained, checkpoint_filter_fn, **(arguments | kwargs))
+    model_cls = SwinUMambaD if "_d" in name else SwinUMamba
+    return create(model_cls, name, pretrained, checkpoint_filter_fn, **(_VARIANTS[name] | kwargs))
 
 
 @register_model

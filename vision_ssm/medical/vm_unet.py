@@ -19,7 +19,7 @@ __all__ = ["VMUNet"]
 
 
 class _Decoder(nn.Module):
-    """Blocks on the deepest map; then at each level sum with the skip, patch expanding, blocks; at last expanding by 4."""
+    """Blocks on the deepest map; at each level sum with the skip, patch expanding, blocks; at last expanding by 4."""
 
     def __init__(self, blocks: Sequence[Sequence[nn.Module]], dim: int, **dd):
         super().__init__()

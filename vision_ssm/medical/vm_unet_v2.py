@@ -1,4 +1,4 @@
-"""VM-UNetV2: VMamba's encoder, attention over its maps, and their product at each scale (semantics and detail infusion).
+"""VM-UNetV2: VMamba's encoder, attention over its maps, their product at each scale (semantics and detail infusion).
 
 Paper: Zhang et al., VM-UNet-V2: Rethinking Vision Mamba UNet for Medical Image Segmentation, arXiv 2403.09157
 Reference code: https://github.com/nobodyplayer1/VM-UNetV2 (Apache-2.0).

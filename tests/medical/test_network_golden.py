@@ -12,7 +12,6 @@ import torch
 import vision_ssm
 
 
-
 def _plan(entry: dict) -> dict:
     """The arguments of a network that follows an nnU-Net plan, from the reference's."""
     given = entry["constructor"]["kwargs"]
@@ -40,6 +39,9 @@ MODELS = {
     "umamba_enc_3d_abdomenmr_patch16x64x96": ("umamba_enc_3d", _plan),
     "umamba_v1_bot_3d_small": ("umamba_v1_bot_3d", _plan),
     "umamba_v1_enc_2d_small": ("umamba_v1_enc_2d", _plan),
+    "nnmamba_seg": ("nnmamba_seg", {}),
+    "nnmamba_cls": ("nnmamba_cls", {}),
+    "nnmamba_land": ("nnmamba_landmark", {}),
 }
 
 
@@ -54,6 +56,7 @@ def test_golden(name):
     entry, (model_name, arguments) = parity.load(name), MODELS[name]
     model = timm.create_model(model_name, **(arguments(entry) if callable(arguments) else arguments)).eval()
     state_dict = {key: torch.from_numpy(value) for key, value in parity.make_state_dict(entry).items()}
+    state_dict |= {key: value for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")}
     vision_ssm.load_checkpoint(model, state_dict)
     for shape in entry["inputs"]:
         with torch.inference_mode():

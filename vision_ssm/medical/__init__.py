@@ -5,7 +5,10 @@ They need PyTorch and timm alone; `vision_ssm.volumes` trains and evaluates them
 
 from timm.models import is_model, list_models
 
-_FAMILIES = ("umamba",)
+_FAMILIES = (
+    "nnmamba",
+    "umamba",
+)
 
 
 def _register() -> None:
@@ -26,7 +29,17 @@ def model_names(pattern: str = "") -> list[str]:
 
 _register()
 
+from .nnmamba import NnMambaClassifier, NnMambaLandmark, NnMambaSeg, SiameseMamba  # noqa: E402
 from .plans import plan_arguments  # noqa: E402
 from .umamba import UMamba, UMambaV1  # noqa: E402 - after the registration, which names what is taken
 
-__all__ = ["UMamba", "UMambaV1", "model_names", "plan_arguments"]
+__all__ = [
+    "NnMambaClassifier",
+    "NnMambaLandmark",
+    "NnMambaSeg",
+    "SiameseMamba",
+    "UMamba",
+    "UMambaV1",
+    "model_names",
+    "plan_arguments",
+]

@@ -26,6 +26,13 @@ def _plan(entry: dict) -> dict:
     return arguments | ({"input_size": given["input_size"]} if "input_size" in given else {})
 
 
+def _light(entry: dict) -> dict:
+    """The arguments of LightM-UNet from the reference's."""
+    given = entry["constructor"]["kwargs"]
+    names = {"in_channels": "in_chans", "out_channels": "num_classes", "init_filters": "features"}
+    return {ours: given[theirs] for theirs, ours in names.items()}
+
+
 # Golden file: model, and its arguments or what makes them from the file.
 MODELS = {
     "umamba_bot_2d_small": ("umamba_bot_2d", _plan),
@@ -42,6 +49,9 @@ MODELS = {
     "nnmamba_seg": ("nnmamba_seg", {}),
     "nnmamba_cls": ("nnmamba_cls", {}),
     "nnmamba_land": ("nnmamba_landmark", {}),
+    "lightmunet_2d": ("lightm_unet_2d", _light),
+    "lightmunet_3d": ("lightm_unet_3d", _light),
+    "lightmunet_3d_small": ("lightm_unet_3d", _light),
 }
 
 

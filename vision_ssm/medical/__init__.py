@@ -6,6 +6,7 @@ They need PyTorch and timm alone; `vision_ssm.volumes` trains and evaluates them
 from timm.models import is_model, list_models
 
 _FAMILIES = (
+    "lightm_unet",
     "nnmamba",
     "umamba",
 )
@@ -29,11 +30,13 @@ def model_names(pattern: str = "") -> list[str]:
 
 _register()
 
+from .lightm_unet import LightMUNet  # noqa: E402
 from .nnmamba import NnMambaClassifier, NnMambaLandmark, NnMambaSeg, SiameseMamba  # noqa: E402
 from .plans import plan_arguments  # noqa: E402
 from .umamba import UMamba, UMambaV1  # noqa: E402 - after the registration, which names what is taken
 
 __all__ = [
+    "LightMUNet",
     "NnMambaClassifier",
     "NnMambaLandmark",
     "NnMambaSeg",

@@ -9,6 +9,7 @@ _FAMILIES = (
     "lightm_unet",
     "nnmamba",
     "umamba",
+    "vivim",
 )
 
 
@@ -34,6 +35,7 @@ from .lightm_unet import LightMUNet  # noqa: E402
 from .nnmamba import NnMambaClassifier, NnMambaLandmark, NnMambaSeg, SiameseMamba  # noqa: E402
 from .plans import plan_arguments  # noqa: E402
 from .umamba import UMamba, UMambaV1  # noqa: E402 - after the registration, which names what is taken
+from .vivim import Vivim  # noqa: E402
 
 __all__ = [
     "LightMUNet",
@@ -43,6 +45,7 @@ __all__ = [
     "SiameseMamba",
     "UMamba",
     "UMambaV1",
+    "Vivim",
     "model_names",
     "plan_arguments",
 ]

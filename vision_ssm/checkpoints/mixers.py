@@ -20,15 +20,26 @@ VSS_NAMES = [
 ]
 
 
-def mamba_parameters(directions: Sequence[str] = ("",)) -> dict[str, tuple[str, ...]]:
+def mamba_parameters(directions: Sequence[str] = ("",), prefixes: Sequence[str] = ("",)) -> dict[str, tuple[str, ...]]:
     """Our parameters of a Mamba mixer, each with mamba_ssm's names of them by direction.
 
     Args:
         directions: suffixes of the names: "" for the first, "_b" for the backward one, ...
+        prefixes: beginnings of the names, where each direction is a mixer of its own.
     """
-    names = ("conv1d{}.weight", "conv1d{}.bias", "x_proj{}.weight", "dt_proj{}.weight", "dt_proj{}.bias", "A{}_log", "D{}")
-    ours = ("conv1d.weight", "conv1d.bias", "ssm.x_proj", "ssm.dt_proj", "ssm.dt_bias", "ssm.A_log", "ssm.D")
-    return {our: tuple(name.format(suffix) for suffix in directions) for our, name in zip(ours, names)}
+    names = {
+        "conv1d.weight": "conv1d{}.weight",
+        "conv1d.bias": "conv1d{}.bias",
+        "ssm.x_proj": "x_proj{}.weight",
+        "ssm.dt_proj": "dt_proj{}.weight",
+        "ssm.dt_bias": "dt_proj{}.bias",
+        "ssm.A_log": "A{}_log",
+        "ssm.D": "D{}",
+    }
+    return {
+        our: tuple(prefix + name.format(suffix) for prefix in prefixes for suffix in directions)
+        for our, name in names.items()
+    }
 
 
 def stack_paths(state_dict: Mapping[str, Tensor], parameters: Mapping[str, tuple[str, ...]]) -> dict[str, Tensor]:

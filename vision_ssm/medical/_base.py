@@ -59,7 +59,9 @@ def check_sides(x: torch.Tensor, multiples: Sequence[int]) -> None:
     sides = x.shape[2:]
     for side, multiple in zip(sides, multiples, strict=True):
         if side % multiple or side == 0:
-            raise ValueError(f"input of {tuple(sides)}: expected multiples of {tuple(multiples)}; pad it, or use sliding windows")
+            raise ValueError(
+                f"input of {tuple(sides)}: expected multiples of {tuple(multiples)}; pad it, or use sliding windows"
+            )
 
 
 def network_cfg(facts: dict, **kwargs) -> dict:

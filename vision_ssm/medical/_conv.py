@@ -44,7 +44,9 @@ class ConvLayers:
         """Another style."""
         return replace(self, **changes)
 
-    def conv(self, in_chans: int, out_chans: int, kernel: Size = 3, stride: Size = 1, bias: bool | None = None, groups=1):
+    def conv(
+        self, in_chans: int, out_chans: int, kernel: Size = 3, stride: Size = 1, bias: bool | None = None, groups=1
+    ):
         """Convolution that keeps the sides (divided by the stride, rounded up)."""
         padding = kernel // 2 if isinstance(kernel, int) else tuple(size // 2 for size in kernel)
         kind = nn.Conv2d if self.dims == 2 else nn.Conv3d
@@ -52,7 +54,7 @@ class ConvLayers:
         bias = self.bias if bias is None else bias
         return kind(in_chans, out_chans, kernel, stride, padding, groups=groups, bias=bias, **self.dd)
 
-    def up_conv(self, in_chans: int, out_chans: int, stride: Size = 2, bias: bool | None = None):
+    def up_conv(self, in_chans: int, out_chans: int, stride: Size = 2, bias: bool | None = None) -> nn.Module:
         """Transposed convolution whose kernel is its stride."""
         kind = nn.ConvTranspose2d if self.dims == 2 else nn.ConvTranspose3d
         stride = stride if isinstance(stride, int) else tuple(stride)

@@ -6,10 +6,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from ..checkpoints import rename
 from ._base import DenseNetwork, check_dims, check_sides, run
 from ._conv import ConvLayers, ResidualBlock, Size
+from .plans import axes
 
-__all__ = ["Decoder", "MixerUNet", "plain_blocks", "resnet_d_blocks"]
+__all__ = ["Decoder", "MixerUNet", "completed_plan", "plain_blocks", "resnet_d_blocks", "unet_names"]
 
 Blocks = Callable[..., nn.Sequential]
 
@@ -177,3 +179,55 @@ class MixerUNet(DenseNetwork):
         check_dims(x, self)
         check_sides(x, self.multiples)
         return self.decoder(self.encode(x))
+
+
+def completed_plan(dims, features, kernels, strides, depths, decoder_depths):
+    """(kernels, strides, depths, decoder_depths) with an entry a stage: 3, 2 and two blocks where nothing is given.
+
+    Raises:
+        ValueError: a list has another length, or an entry another number of axes.
+    """
+    stages = len(features)
+    kernels = axes(kernels or [3] * stages, dims)
+    strides = axes(strides or [1] + [2] * (stages - 1), dims)
+    depths, decoder_depths = tuple(depths or [2] * stages), tuple(decoder_depths or [2] * (stages - 1))
+    for name, values, count in (
+        ("kernels", kernels, stages),
+        ("strides", strides, stages),
+        ("depths", depths, stages),
+        ("decoder_depths", decoder_depths, stages - 1),
+    ):
+        if len(values) != count:
+            raise ValueError(f"`{name}` has {len(values)} entries: expected {count}, for {stages} stages")
+        if any(not isinstance(value, int) and len(value) != dims for value in values):
+            raise ValueError(f"`{name}` is {values}: expected {dims} numbers in each entry")
+    if max(strides[0]) != 1:
+        raise ValueError(f"the first stride is {strides[0]}: expected 1, for the stage at full resolution")
+    return kernels, strides, depths, decoder_depths
+
+
+_NAMES = [
+    (r"^encoder\.(stem|stages)\.", r"\1."),
+    (r"^stem\.convs\.0\.", "stem."),
+    (r"^stem\.conv\.", "stem.0."),
+    (r"^stem\.norm\.", "stem.1."),
+    (r"^((?:decoder\.)?stages\.\d+)\.blocks\.", r"\1."),
+    (r"\.conv([12])\.conv\.", r".conv\1."),
+    (r"\.conv([12])\.norm\.", r".norm\1."),
+    (r"\.conv3\.", ".skip."),
+    (r"\.skip\.[01]\.", ".skip."),
+    (r"^decoder\.(upsample_layers|transpconvs)\.", "decoder.ups."),
+    (r"^decoder\.seg_layers\.", "decoder.heads."),
+]
+
+
+def unet_names(state_dict: dict[str, torch.Tensor], model: MixerUNet) -> dict[str, torch.Tensor]:
+    """Names of nnU-Net's residual U-Nets in those of `MixerUNet`.
+
+    The reference lists the encoder a second time in the decoder, and each convolution and norm a second time in
+    `all_modules`: in its files these copies are equal. Heads that the model was made without are left out.
+    """
+    own = model.state_dict()
+    kept = {k: v for k, v in state_dict.items() if not k.startswith("decoder.encoder.") and ".all_modules." not in k}
+    renamed = rename(kept, _NAMES)
+    return {k: v for k, v in renamed.items() if not k.startswith("decoder.heads.") or k in own}

@@ -35,7 +35,8 @@ _BACKWARD = path_text([row().reversed()])
 class SiameseMamba(Mamba):
     """One causal Mamba over tokens and channels in both orders, (batch, length, dim) to the same.
 
-    With M the Mamba mixer, T the reversal of the tokens and C that of the channels (the paper's channel-spatial siamese block):
+    The paper's channel-spatial siamese block. With M the Mamba mixer, T the reversal of the tokens and C that of the
+    channels:
 
         y = (M(x) + T M(T x) + C M(C x) + C T M(T C x)) / 4
 

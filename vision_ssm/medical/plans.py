@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["axes", "plan_arguments"]
+__all__ = ["axes", "plan_arguments", "with_plan"]
 
 
 def axes(values: Sequence[int | Sequence[int]], dims: int) -> list[tuple[int, ...]]:
@@ -68,3 +68,31 @@ def plan_arguments(plans: str | Path | Mapping, configuration: str = "3d_fullres
         depths=(depths,) * stages if isinstance(depths, int) else tuple(depths),
         decoder_depths=(decoder_depths,) * (stages - 1) if isinstance(decoder_depths, int) else tuple(decoder_depths),
     )
+
+
+def with_plan(
+    name: str,
+    arguments: Mapping,
+    plans: str | Path | Mapping | None,
+    configuration: str | None,
+    sized: bool,
+) -> dict:
+    """The arguments of a network, its sizes replaced by those of an nnU-Net plan if one is given.
+
+    Args:
+        name: of the network, for messages.
+        arguments: with `dims`.
+        plans, configuration: of `plan_arguments`; "2d" or "3d_fullres" by default.
+        sized: whether the network takes an `input_size`.
+    """
+    if plans is None:
+        if configuration is not None:
+            raise ValueError(f"{name}: `configuration` is {configuration!r}, but no `plans` are given")
+        return dict(arguments)
+    dims = arguments["dims"]
+    plan = plan_arguments(plans, configuration or ("2d" if dims == 2 else "3d_fullres"))
+    if plan["dims"] != dims:
+        raise ValueError(f"{name} has {dims} dimensions, the plan {plan['dims']}")
+    if not sized:
+        del plan["input_size"]
+    return dict(arguments) | plan

@@ -22,8 +22,8 @@ from ..layers import Mamba
 from ._base import create, network_cfg
 from ._conv import ConvLayers, ResidualBlock, Size
 from ._tokens import TokenMixer
-from ._unet import MixerUNet, plain_blocks, resnet_d_blocks
-from .plans import axes, plan_arguments
+from ._unet import MixerUNet, completed_plan, plain_blocks, resnet_d_blocks, unet_names
+from .plans import with_plan
 
 __all__ = ["UMamba", "UMambaV1"]
 
@@ -74,7 +74,9 @@ class UMamba(MixerUNet):
     ):
         dd = {"device": device, "dtype": dtype}
         layers = ConvLayers(dims, **dd)
-        kernels, strides, depths, decoder_depths = _completed(dims, features, kernels, strides, depths, decoder_depths)
+        kernels, strides, depths, decoder_depths = completed_plan(
+            dims, features, kernels, strides, depths, decoder_depths
+        )
         depths, decoder_depths = _halved(depths, decoder_depths)
         stages = len(features)
         if where == "bottleneck":
@@ -117,10 +119,13 @@ class UMambaV1(MixerUNet):
             raise ValueError(f"`where` is {where!r}: expected 'bottleneck' or 'encoder'")
         dd = {"device": device, "dtype": dtype}
         layers = ConvLayers(dims, **dd)
-        kernels, strides, depths, decoder_depths = _completed(dims, features, kernels, strides, depths, decoder_depths)
+        kernels, strides, depths, decoder_depths = completed_plan(
+            dims, features, kernels, strides, depths, decoder_depths
+        )
         last = len(features) - 1
         mixers = [
-            _mamba(width, **dd) if where == "encoder" or i == last else nn.Identity() for i, width in enumerate(features)
+            _mamba(width, **dd) if where == "encoder" or i == last else nn.Identity()
+            for i, width in enumerate(features)
         ]
         super().__init__(
             layers.conv_norm_act(in_chans, features[0], kernels[0]), resnet_d_blocks, layers, mixers,
@@ -135,27 +140,6 @@ class UMambaV1(MixerUNet):
         if self.zero_last_norms and isinstance(module, ResidualBlock):  # a block starts as its skip
             nn.init.zeros_(module.norm2.weight)
             nn.init.zeros_(module.norm2.bias)
-
-
-def _completed(dims, features, kernels, strides, depths, decoder_depths):
-    """Kernels 3, strides 2 and two blocks where nothing is given; every list has one entry a stage."""
-    stages = len(features)
-    kernels = axes(kernels or [3] * stages, dims)
-    strides = axes(strides or [1] + [2] * (stages - 1), dims)
-    depths, decoder_depths = tuple(depths or [2] * stages), tuple(decoder_depths or [2] * (stages - 1))
-    for name, values, count in (
-        ("kernels", kernels, stages),
-        ("strides", strides, stages),
-        ("depths", depths, stages),
-        ("decoder_depths", decoder_depths, stages - 1),
-    ):
-        if len(values) != count:
-            raise ValueError(f"`{name}` has {len(values)} entries: expected {count}, for {stages} stages")
-        if any(not isinstance(value, int) and len(value) != dims for value in values):
-            raise ValueError(f"`{name}` is {values}: expected {dims} numbers in each entry")
-    if max(strides[0]) != 1:
-        raise ValueError(f"the first stride is {strides[0]}: expected 1, for the stage at full resolution")
-    return kernels, strides, depths, decoder_depths
 
 
 def _mamba(dim: int, sequence: Literal["positions", "channels"] = "positions", **dd) -> TokenMixer:
@@ -175,33 +159,6 @@ def _encoder_mixers(dims, input_size, features, strides, channel_tokens, **dd) -
         else:
             mixers.append(_mamba(width, **dd))
     return mixers
-
-
-NAMES = [
-    (r"^encoder\.(stem|stages)\.", r"\1."),
-    (r"^stem\.convs\.0\.", "stem."),
-    (r"^stem\.conv\.", "stem.0."),
-    (r"^stem\.norm\.", "stem.1."),
-    (r"^((?:decoder\.)?stages\.\d+)\.blocks\.", r"\1."),
-    (r"\.conv([12])\.conv\.", r".conv\1."),
-    (r"\.conv([12])\.norm\.", r".norm\1."),
-    (r"\.conv3\.", ".skip."),
-    (r"\.skip\.[01]\.", ".skip."),
-    (r"^decoder\.(upsample_layers|transpconvs)\.", "decoder.ups."),
-    (r"^decoder\.seg_layers\.", "decoder.heads."),
-]
-
-
-def unet_names(state_dict: dict[str, torch.Tensor], model: MixerUNet) -> dict[str, torch.Tensor]:
-    """Names of nnU-Net's residual U-Nets in those of `MixerUNet`.
-
-    The reference lists the encoder a second time in the decoder, and each convolution and norm a second time in
-    `all_modules`: in its files these copies are equal. Heads that the model was made without are left out.
-    """
-    own = model.state_dict()
-    kept = {k: v for k, v in state_dict.items() if not k.startswith("decoder.encoder.") and ".all_modules." not in k}
-    renamed = rename(kept, NAMES)
-    return {k: v for k, v in renamed.items() if not k.startswith("decoder.heads.") or k in own}
 
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
@@ -260,15 +217,7 @@ default_cfgs = generate_default_cfgs({f"{name}.untrained": _cfg(name) for name i
 def _create(name: str, pretrained: bool, plans=None, configuration: str | None = None, **kwargs) -> MixerUNet:
     """Build a variant; an nnU-Net plan replaces its sizes."""
     model_cls = UMambaV1 if "_v1_" in name else UMamba
-    arguments = dict(_VARIANTS[name])
-    if plans is not None:
-        default = "2d" if arguments["dims"] == 2 else "3d_fullres"
-        plan = plan_arguments(plans, configuration or default)
-        if plan["dims"] != arguments["dims"]:
-            raise ValueError(f"{name} has {arguments['dims']} dimensions, the plan {plan['dims']}")
-        if model_cls is UMambaV1:
-            plan.pop("input_size")
-        arguments |= plan
+    arguments = with_plan(name, _VARIANTS[name], plans, configuration, sized=model_cls is UMamba)
     return create(model_cls, name, pretrained, checkpoint_filter_fn, **(arguments | kwargs))
 
 

@@ -21,10 +21,9 @@ from timm.models import generate_default_cfgs, register_model
 
 from ..cards import facts
 from ..checkpoints import mamba_parameters, rename, stack_paths, unwrap
-from ..layers import PathMamba
-from ..scan import column, row
 from ._base import DenseNetwork, create, network_cfg, run
 from ._tokens import as_tokens, in_full_precision
+from .segmamba import TriOrientatedMamba
 
 __all__ = ["Vivim"]
 
@@ -112,14 +111,13 @@ class TemporalBlock(nn.Module):
     def __init__(self, dim: int, chunks: int = 5, device=None, dtype=None):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.chunks = chunks
         self.norm1 = nn.LayerNorm(dim, **dd)
-        self.mixer = PathMamba(dim, (row(), row().reversed(), column()), scale=1 / 3, **dd)
+        self.mixer = TriOrientatedMamba(dim, chunks, scale=1 / 3, **dd)
         self.norm2 = nn.LayerNorm(dim, **dd)
         self.mlp = MixMLP(dim, 3, **dd)
 
     def _mix(self, x: torch.Tensor) -> torch.Tensor:
-        return self.mixer(self.norm1(x), [self.chunks, x.shape[1] // self.chunks])
+        return self.mixer(self.norm1(x))
 
     def forward(self, x: torch.Tensor, frames: int, height: int, width: int) -> torch.Tensor:
         x = x + in_full_precision(self._mix, x)

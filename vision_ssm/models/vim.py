@@ -118,6 +118,8 @@ _NAMES = [
     (r"^cls_token_tail$", "tail_token"),
     (r"^layers\.", "blocks."),
 ]
+
+
 def fit_positions(state_dict: dict[str, torch.Tensor], model: SequenceBackbone) -> dict[str, torch.Tensor]:
     """The position table resized to the model's grid, from a square one."""
     table = state_dict.get("pos_embed")

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "vision_ssm"
 # Lower floors first; a module imports only from its own floor's folder or from below.
 FLOORS = (
     "ops", "scan", "layers", "cards", "checkpoints", "models", "medical", "registry", "files", "data", "engine",
-    "openmmlab", "demo", "benchmark", "cli",
+    "volumes", "openmmlab", "demo", "benchmark", "cli",
 )  # fmt: skip
 # Third parties that only one folder may import, and that must not be needed anywhere else.
 ONLY_IN = {
@@ -25,11 +25,11 @@ ONLY_IN = {
     "mamba_ssm": ("benchmark",),
     "selective_scan_cuda": ("benchmark",),
     "fla": ("benchmark",),
-    "mmengine": ("engine", "openmmlab", "demo"),
+    "mmengine": ("engine", "volumes", "openmmlab", "demo"),
     "mmcv": ("openmmlab",),
     "mmseg": ("openmmlab", "demo"),
     "mmdet": ("openmmlab", "demo"),
-    "monai": ("volumes", "demo"),
+    "monai": ("volumes",),
     "nibabel": ("data", "volumes", "demo"),
     "triton": ("ops",),
 }

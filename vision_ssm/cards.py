@@ -8,7 +8,10 @@ __all__ = ["all_facts", "backbone_facts", "facts", "network_facts"]
 
 _PACKAGE = Path(__file__).parent
 _BACKBONES = ("vim", "vmamba", "local_mamba")
-_NETWORKS = ("umamba", "lma_unet", "segmamba", "vm_unet", "mamba_unet", "medmamba", "swin_umamba")
+_NETWORKS = (
+    "umamba", "lma_unet", "segmamba", "lightm_unet", "nnmamba", "vm_unet", "mamba_unet", "medmamba", "swin_umamba",
+    "vivim",
+)  # fmt: skip
 
 
 @functools.cache

@@ -21,7 +21,8 @@ _FAMILIES = (
 )
 _registry.register(__name__, _FAMILIES)
 
-from ._vss import load_encoder  # noqa: E402 - after the registration, which names what is taken
+from ._base import DenseNetwork  # noqa: E402 - after the registration, which names what is taken
+from ._vss import load_encoder  # noqa: E402
 from .lightm_unet import LightMUNet  # noqa: E402
 from .lma_unet import LMaUNet  # noqa: E402
 from .mamba_unet import MambaUNet  # noqa: E402
@@ -37,6 +38,7 @@ from .vm_unet import VMUNet  # noqa: E402
 from .vm_unet_v2 import VMUNetV2  # noqa: E402
 
 __all__ = [
+    "DenseNetwork",
     "LMaUNet",
     "LightMUNet",
     "MambaUNet",

@@ -5,11 +5,12 @@ They need PyTorch and timm alone; `vision_ssm.volumes` trains and evaluates them
 
 from ..models import _registry
 
-_FAMILIES = ("umamba", "lma_unet", "segmamba", "nnmamba", "lightm_unet", "vivim")
+_FAMILIES = ("umamba", "lma_unet", "segmamba", "nnmamba", "lightm_unet", "vivim", "mamba_nd")
 _registry.register(__name__, _FAMILIES)
 
 from .lightm_unet import LightMUNet  # noqa: E402 - after the registration, which names what is taken
 from .lma_unet import LMaUNet  # noqa: E402
+from .mamba_nd import MambaND  # noqa: E402
 from .nnmamba import NnMambaClassifier, NnMambaLandmark, NnMambaSeg  # noqa: E402
 from .plans import plan_arguments  # noqa: E402
 from .segmamba import SegMamba  # noqa: E402
@@ -19,6 +20,7 @@ from .vivim import Vivim  # noqa: E402
 __all__ = [
     "LMaUNet",
     "LightMUNet",
+    "MambaND",
     "NnMambaClassifier",
     "NnMambaLandmark",
     "NnMambaSeg",

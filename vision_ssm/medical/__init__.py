@@ -5,29 +5,59 @@ They need PyTorch and timm alone; `vision_ssm.volumes` trains and evaluates them
 
 from ..models import _registry
 
-_FAMILIES = ("umamba", "lma_unet", "segmamba", "nnmamba", "lightm_unet", "vivim", "mamba_nd")
+_FAMILIES = (
+    "umamba",
+    "lma_unet",
+    "segmamba",
+    "vm_unet",
+    "vm_unet_v2",
+    "mamba_unet",
+    "medmamba",
+    "swin_umamba",
+    "nnmamba",
+    "lightm_unet",
+    "vivim",
+    "mamba_nd",
+    "partners",
+)
 _registry.register(__name__, _FAMILIES)
 
-from .lightm_unet import LightMUNet  # noqa: E402 - after the registration, which names what is taken
+from ._vss import load_encoder  # noqa: E402 - after the registration, which names what is taken
+from .lightm_unet import LightMUNet  # noqa: E402
 from .lma_unet import LMaUNet  # noqa: E402
 from .mamba_nd import MambaND  # noqa: E402
+from .mamba_unet import MambaUNet  # noqa: E402
+from .medmamba import MedMamba  # noqa: E402
 from .nnmamba import NnMambaClassifier, NnMambaLandmark, NnMambaSeg  # noqa: E402
+from .partners import SwinUNet, UNet  # noqa: E402
 from .plans import plan_arguments  # noqa: E402
 from .segmamba import SegMamba  # noqa: E402
+from .swin_umamba import SwinUMamba, SwinUMambaD  # noqa: E402
 from .umamba import UMamba, UMambaV1  # noqa: E402
 from .vivim import Vivim  # noqa: E402
+from .vm_unet import VMUNet  # noqa: E402
+from .vm_unet_v2 import VMUNetV2  # noqa: E402
 
 __all__ = [
     "LMaUNet",
     "LightMUNet",
     "MambaND",
+    "MambaUNet",
+    "MedMamba",
     "NnMambaClassifier",
     "NnMambaLandmark",
     "NnMambaSeg",
     "SegMamba",
+    "SwinUMamba",
+    "SwinUMambaD",
+    "SwinUNet",
     "UMamba",
     "UMambaV1",
+    "UNet",
+    "VMUNet",
+    "VMUNetV2",
     "Vivim",
+    "load_encoder",
     "model_names",
     "plan_arguments",
 ]

@@ -9,18 +9,9 @@ __all__ = ["all_facts", "backbone_facts", "facts", "network_facts"]
 _PACKAGE = Path(__file__).parent
 _BACKBONES = ("vim", "vmamba", "local_mamba")
 _NETWORKS = (
-    "umamba",
-    "lma_unet",
-    "segmamba",
-    "vm_unet",
-    "mamba_unet",
-    "medmamba",
-    "swin_umamba",
-    "nnmamba",
-    "lightm_unet",
-    "vivim",
-    "mamba_nd",
-)
+    "umamba", "lma_unet", "segmamba", "lightm_unet", "nnmamba", "vm_unet", "mamba_unet", "medmamba", "swin_umamba",
+    "vivim", "mamba_nd",
+)  # fmt: skip
 
 
 @functools.cache

@@ -9,16 +9,16 @@ _FAMILIES = (
     "umamba",
     "lma_unet",
     "segmamba",
+    "lightm_unet",
+    "nnmamba",
     "vm_unet",
     "vm_unet_v2",
     "mamba_unet",
     "medmamba",
     "swin_umamba",
-    "nnmamba",
-    "lightm_unet",
+    "partners",
     "vivim",
     "mamba_nd",
-    "partners",
 )
 _registry.register(__name__, _FAMILIES)
 

@@ -20,9 +20,15 @@ each_network = pytest.mark.parametrize("name", SMALL)
 
 SIDES = {2: (64, 96), 3: (16, 32, 16)}
 # Those that are made for one size, or need more.
-SIDES_OF = {"segmamba_test": (32, 32, 32), "umamba_2d_test": (32, 32), "umamba_3d_test": (16, 16, 16)}
-FRAMES = {"vivim_test": 5}
-SIZED = ("umamba_2d_test", "umamba_3d_test", "swin_unet_weak_test")  # take one size alone
+SIDES_OF = {
+    "segmamba_test": (32, 32, 32),
+    "umamba_2d_test": (32, 32),
+    "umamba_3d_test": (16, 16, 16),
+    "mamba_nd_3d_test": (32, 32, 32),
+    "swin_unet_weak_test": (64, 64),
+}
+FRAMES = {"vivim_test": 5}  # of the networks for video
+SIZED = ("umamba_2d_test", "umamba_3d_test", "mamba_nd_3d_test", "swin_unet_weak_test")  # take one size alone
 
 
 @functools.cache

@@ -18,6 +18,7 @@ _FAMILIES = (
     "swin_umamba",
     "partners",
     "vivim",
+    "mamba_nd",
 )
 _registry.register(__name__, _FAMILIES)
 
@@ -25,6 +26,7 @@ from ._base import DenseNetwork  # noqa: E402 - after the registration, which na
 from ._vss import load_encoder  # noqa: E402
 from .lightm_unet import LightMUNet  # noqa: E402
 from .lma_unet import LMaUNet  # noqa: E402
+from .mamba_nd import MambaND  # noqa: E402
 from .mamba_unet import MambaUNet  # noqa: E402
 from .medmamba import MedMamba  # noqa: E402
 from .nnmamba import NnMambaClassifier, NnMambaLandmark, NnMambaSeg  # noqa: E402
@@ -41,6 +43,7 @@ __all__ = [
     "DenseNetwork",
     "LMaUNet",
     "LightMUNet",
+    "MambaND",
     "MambaUNet",
     "MedMamba",
     "NnMambaClassifier",

@@ -120,7 +120,7 @@ def test_several_channels(root):
     assert dataset[0]["image"].shape == (2, 2, 12, 12, 12)
     dataset.check()
     save(root / "imagesTr/other1.nii.gz", arrays(1)[0][:-1], oblique())
-    with pytest.raises(DataError, match=r"other1\.nii\.gz has the shape \(25, 22, 20\)"):
+    with pytest.raises(DataError, match=r"other1\.nii\.gz: has 25x22x20 voxels \(expected 26x22x20"):
         dataset.check()
 
 
@@ -239,14 +239,14 @@ def _no_nifti(root):
 
 
 BAD = [
-    (_nan, r"img0001\.nii\.gz 1 voxels are not finite"),
-    (_strange_ids, r"label0001\.nii\.gz class 9 \(expected 0 to 2\)"),
-    (_no_ids, r"label0001\.nii\.gz a voxel is .*whole numbers"),
-    (_other_shape, r"label0001\.nii\.gz has the shape \(26, 20, 20\) \(expected \(26, 22, 20\), as its image"),
-    (_other_affine, r"label0001\.nii\.gz lies 3 mm off its image"),
-    (_truncated, r"img0001\.nii\.gz cannot be read: .*ended before"),
-    (_missing, r"label0001\.nii\.gz is missing"),
-    (_no_nifti, r"img0001\.nii\.gz cannot be read: "),
+    (_nan, r"img0001\.nii\.gz: 1 voxels are not finite"),
+    (_strange_ids, r"label0001\.nii\.gz: has ids outside the classes: 7, 9 \(expected ids of 3 classes"),
+    (_no_ids, r"label0001\.nii\.gz: .*whole numbers"),
+    (_other_shape, r"label0001\.nii\.gz: has 26x20x20 voxels \(expected 26x22x20, as its image"),
+    (_other_affine, r"label0001\.nii\.gz: its affine puts voxels 3\.0 voxels off"),
+    (_truncated, r"img0001\.nii\.gz: cannot be read: EOFError"),
+    (_missing, r"label0001\.nii\.gz: it is missing"),
+    (_no_nifti, r"img0001\.nii\.gz: cannot be read: "),
 ]
 
 

@@ -1,6 +1,6 @@
 """The files of a data set of volumes, looked at before a training."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from monai.transforms import (
@@ -74,7 +74,7 @@ def _small(item: Mapping, transforms: Sequence[Transform]) -> str | None:
 
 def check_volumes(
     items: Sequence[Mapping],
-    classes: int | None,
+    allowed: Collection[int],
     transforms: Sequence[Transform] = (),
     log: Callable[[str], object] | None = None,
 ) -> None:
@@ -84,7 +84,7 @@ def check_volumes(
 
     Args:
         items: `image` and perhaps `label` of each volume.
-        classes: highest class that label maps may hold, None for any.
+        allowed: ids that label maps may hold.
         transforms: of the data set, to compare its crops with the volumes.
         log: called with lines.
 
@@ -96,12 +96,12 @@ def check_volumes(
     def problems() -> list[str]:
         if log:
             log(f"checking {len(items)} volumes and their label maps, once")
-        wrong = each(lambda item: check_volume(item["image"], item.get("label"), classes), items)
-        return [f"{w.file} {w.what} (expected {w.expected})" for w in wrong]
+        wrong = each(lambda item: check_volume(item["image"], item.get("label"), allowed), items)
+        return [f"{w.file}: {w.what} (expected {w.expected})" for w in wrong]
 
     paths = [path for item in items for path in (item["image"], item.get("label")) if path]
     files = [one for path in paths for one in ([path] if isinstance(path, str) else path)]
-    checked_once([f"volumes of classes to {classes}", *map(file_stamp, files)], problems)
+    checked_once([f"volumes {allowed}", *map(file_stamp, files)], problems)
     small = [line for item in items if (line := _small(item, transforms))]
     if not small:
         return

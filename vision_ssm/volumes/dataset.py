@@ -196,8 +196,8 @@ class VolumeDataset(torch.utils.data.Dataset):
         Raises:
             DataError: files are not as they should be; they are named.
         """
-        classes = None if self.label_map else len(self.metainfo["classes"]) - 1
-        check_volumes(self.items, classes, () if self.test_mode else self.transform.transforms, log)
+        allowed = range(1 << 16) if self.label_map else range(len(self.metainfo["classes"]))
+        check_volumes(self.items, allowed, () if self.test_mode else self.transform.transforms, log)
 
 
 def _paths(item: dict) -> list[str]:

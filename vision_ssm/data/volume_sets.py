@@ -3,12 +3,13 @@
 nibabel, of the extra `medical`, is needed only where files are opened.
 """
 
+import gzip
 import os
 import random
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from .layout import LayoutError, Progress, Report, Wrong, each, sizes
-from .volume_files import image_problems, label_problems, open_volume, pair_problems
 
 __all__ = ["Case", "Cases", "check_cases", "data_list", "find_cases", "split_cases"]
 
@@ -96,89 +96,55 @@ def find_cases(root: str | Path, report: Report) -> Cases:
     )
 
 
-def _open(path: Path, name: str, decode: bool) -> tuple[Any, Wrong | None]:
-    """A volume as nibabel's image, or what is wrong with it; decoded on demand."""
+def _file(path: Path, name: str) -> list[Wrong]:
+    """What is wrong with a file's compression, to its checksum, or with its header."""
     import nibabel
 
     try:
-        return (open_volume(path) if decode else nibabel.load(path)), None
-    except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
+        with gzip.open(path) as file:
+            while file.read(1 << 24):
+                pass
+        volume = nibabel.load(path)
+    except (OSError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
         reason = " ".join(str(error).replace(str(path), name).split())
-        what = reason if decode and isinstance(error, ValueError) else f"cannot be read: {reason}"
-        return None, Wrong(name, what, "a whole gzipped NIfTI volume")
-    except nibabel.spatialimages.HeaderDataError as error:
-        return None, Wrong(name, f"has a bad header: {error}", "a NIfTI volume")
-
-
-def _geometry(name: str, volume: Any) -> list[Wrong]:
-    """What is wrong with a volume's shape, its spacing or its place in space."""
+        return [Wrong(name, f"cannot be read: {reason}", "a whole gzipped NIfTI volume")]
     if len(volume.shape) != 3 or min(volume.shape) < 2:
         return [Wrong(name, f"has the shape {volume.shape}", "three dimensions")]
-    header = volume.header
-    if not int(header["sform_code"]) and not int(header["qform_code"]):
+    if not int(volume.header["sform_code"]) and not int(volume.header["qform_code"]):
         return [Wrong(name, "has neither sform nor qform", "an affine: without one, right and left are unknown")]
-    spacing = np.linalg.norm(volume.affine[:3, :3], axis=0)
+    axes = volume.affine[:3, :3]
+    spacing = np.linalg.norm(axes, axis=0)
     if not (np.isfinite(volume.affine).all() and spacing.min() >= _SPACING[0] and spacing.max() <= _SPACING[1]):
         found = " x ".join(f"{value:.4g}" for value in spacing)
         return [Wrong(name, f"has voxels of {found} mm", "{} to {} mm".format(*_SPACING))]
-    if abs(np.linalg.det(volume.affine[:3, :3])) < 0.1 * spacing.prod():
+    if abs(np.linalg.det(axes)) < 0.1 * spacing.prod():
         return [Wrong(name, "has axes that lie in one plane", "an affine with three directions")]
     return []
 
 
-def _image_voxels(name: str, volume: Any) -> list[Wrong]:
-    voxels = np.asanyarray(volume.dataobj)
-    if wrong := image_problems(name, voxels):
+def _check(folder: Path, classes: int, case: Case) -> list[Wrong]:
+    """What is wrong with a case's files, each by itself and then together."""
+    from .volume_files import check_volume
+
+    names = {str(folder / name): name for name in (case.image, case.label) if name}
+    if wrong := [bad for path, name in names.items() for bad in _file(Path(path), name)]:
         return wrong
-    return [Wrong(name, f"all voxels are {voxels.flat[0]}", "an image")] if voxels.min() == voxels.max() else []
-
-
-def _label_voxels(name: str, volume: Any, classes: int) -> list[Wrong]:
-    voxels = np.asanyarray(volume.dataobj)
-    if wrong := label_problems(name, voxels, classes):
-        return wrong
-    return [] if voxels.any() else [Wrong(name, "is background alone", "an organ")]
-
-
-def _check(folder: Path, classes: int, decode: bool, case: Case) -> list[Wrong]:
-    """What is wrong with a case's files."""
-    image, bad = _open(folder / case.image, case.image, decode)
-    wrong = [bad] if bad else _geometry(case.image, image)
-    sound = not wrong
-    if sound and decode:
-        wrong += _image_voxels(case.image, image)
-    if case.label is None:
-        return wrong
-    label, bad = _open(folder / case.label, case.label, decode)
-    if bad:
-        return [*wrong, bad]
-    if sound and not (off := _geometry(case.label, label)):
-        off = pair_problems(case.label, label.shape, label.affine, image.shape, image.affine)
-        wrong += off
-    elif sound:
-        wrong += off
-    if decode and label.shape:
-        wrong += _label_voxels(case.label, label, classes)
-    return wrong
+    label = folder / case.label if case.label else None
+    found = check_volume(folder / case.image, label, range(classes + 1))
+    return [replace(wrong, file=names[wrong.file]) for wrong in found]
 
 
 def check_cases(
-    cases: Cases,
-    report: Report,
-    classes: int,
-    decode: bool = True,
-    jobs: int | None = None,
-    progress: Progress | None = None,
+    cases: Cases, report: Report, classes: int, jobs: int | None = None, progress: Progress | None = None
 ) -> None:
-    """Open every volume and add what is wrong to the report.
+    """Read every volume whole and add what is wrong to the report.
 
     Args:
         cases: of `find_cases`.
         report: is added to.
         classes: highest class of a label; 0 is the background.
-        decode: also decode every voxel: whole files, finite values, classes within range. Without, headers are read.
-        jobs: threads that decode.
-        progress: called with the numbers of cases looked at and to look at.
+        jobs: threads that read.
+        progress: called with the numbers of cases read and to read.
 
     Raises:
         ImportError: nibabel is missing.
@@ -186,8 +152,8 @@ def check_cases(
     import nibabel  # noqa: F401  (missing, it is not every file's fault)
 
     every = [*cases.labelled.values(), *cases.test.values()]
-    report.wrong += each(partial(_check, cases.folder, classes, decode), every, jobs, progress)
-    report.found["cases decoded" if decode else "cases opened"] = len(every)
+    report.wrong += each(partial(_check, cases.folder, classes), every, jobs, progress)
+    report.found["cases read"] = len(every)
 
 
 def split_cases(keys: Sequence[str], validation: float, seed: int) -> tuple[list[str], list[str]]:

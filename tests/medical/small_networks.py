@@ -12,9 +12,7 @@ from vision_ssm.medical import DenseNetwork
 
 # MedMamba classifies images: it passes the tests of the backbones.
 SMALL = [
-    name
-    for name in medical.model_names("*_test")
-    if isinstance(timm.create_model(name, device="meta"), DenseNetwork)
+    name for name in medical.model_names("*_test") if isinstance(timm.create_model(name, device="meta"), DenseNetwork)
 ]
 each_network = pytest.mark.parametrize("name", SMALL)
 

@@ -19,7 +19,7 @@ from timm.models import generate_default_cfgs, register_model
 from ..cards import facts
 from ..checkpoints import mamba_parameters, rename, stack_paths, unwrap
 from ..layers import Mamba
-from ._base import create, network_cfg
+from ._base import create, drop_heads, network_cfg
 from ._conv import ConvLayers, ResidualBlock, Size
 from ._tokens import TokenMixer
 from ._unet import MixerUNet, completed_plan, plain_blocks, resnet_d_blocks, unet_names
@@ -165,7 +165,7 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     """A U-Mamba state dict of either release (nnU-Net's checkpoint files, too) in this package's names."""
     state_dict = unwrap(state_dict)
     if not any(name.startswith("encoder.") for name in state_dict):
-        return state_dict
+        return drop_heads(state_dict, model)
     last = len(model.stages) - 1
     mixers = [
         (r"^encoder\.mamba_layers\.(\d+)\.norm\.", r"mixers.\1.norm."),

@@ -12,8 +12,8 @@ PACKAGE = ROOT / "vision_ssm"
 
 # Lower floors first; a module imports only from its own floor's folder or from below.
 FLOORS = (
-    "ops", "scan", "layers", "cards", "checkpoints", "models", "files", "data", "engine", "openmmlab", "demo",
-    "benchmark", "cli",
+    "ops", "scan", "layers", "cards", "checkpoints", "models", "medical", "nnunet", "files", "data", "engine",
+    "openmmlab", "demo", "benchmark", "cli",
 )  # fmt: skip
 # Third parties that only one folder may import, and that must not be needed anywhere else.
 ONLY_IN = {
@@ -30,6 +30,7 @@ ONLY_IN = {
     "mmseg": ("openmmlab", "demo"),
     "mmdet": ("openmmlab", "demo"),
     "monai": (),
+    "nnunetv2": ("nnunet",),
     "triton": ("ops",),
 }
 # A checkpoint that fits nothing asks the registry for the model that it is for.

@@ -12,8 +12,8 @@ PACKAGE = ROOT / "vision_ssm"
 
 # Lower floors first; a module imports only from its own floor's folder or from below.
 FLOORS = (
-    "ops", "scan", "layers", "cards", "checkpoints", "models", "medical", "nnunet", "files", "data", "engine",
-    "openmmlab", "demo", "benchmark", "cli",
+    "ops", "scan", "layers", "cards", "checkpoints", "models", "medical", "registry", "nnunet", "files", "data",
+    "engine", "volumes", "openmmlab", "demo", "benchmark", "cli",
 )  # fmt: skip
 # Third parties that only one folder may import, and that must not be needed anywhere else.
 ONLY_IN = {
@@ -25,16 +25,17 @@ ONLY_IN = {
     "mamba_ssm": ("benchmark",),
     "selective_scan_cuda": ("benchmark",),
     "fla": ("benchmark",),
-    "mmengine": ("engine", "openmmlab", "demo"),
+    "mmengine": ("engine", "volumes", "openmmlab", "demo"),
     "mmcv": ("openmmlab",),
     "mmseg": ("openmmlab", "demo"),
     "mmdet": ("openmmlab", "demo"),
-    "monai": (),
+    "monai": ("volumes",),
+    "nibabel": ("data", "volumes", "demo"),
     "nnunetv2": ("nnunet",),
     "triton": ("ops",),
 }
 # A checkpoint that fits nothing asks the registry for the model that it is for.
-UPWARD = {("checkpoints", "models")}
+UPWARD = {("checkpoints", "registry")}
 
 
 def _imports(file: Path):
@@ -85,7 +86,8 @@ def _python(code: str, **env: str) -> str:
 def test_import_needs_no_extra_and_no_kernel():
     code = """
 import sys
-for name in ("rich", "matplotlib", "sklearn", "fvcore", "mambapy", "mamba_ssm", "einops", "mmengine", "mmcv"):
+names = ("rich", "matplotlib", "sklearn", "fvcore", "mambapy", "mamba_ssm", "einops", "mmengine", "mmcv", "nibabel")
+for name in (*names, "monai"):
     sys.modules[name] = None
 import warnings, torch, vision_ssm
 from vision_ssm.ops import cpu
@@ -104,7 +106,7 @@ print(len(messages), y.shape[1], "tools/build_kernels.py" in messages[0])
 def test_modules_of_extras_are_not_imported():
     code = """
 import sys, vision_ssm
-names = ("rich", "matplotlib", "sklearn", "fvcore", "einops", "mambapy", "monai", "mmengine", "mmcv")
+names = ("rich", "matplotlib", "sklearn", "fvcore", "einops", "mambapy", "monai", "nibabel", "mmengine", "mmcv")
 print([m for m in names if m in sys.modules])
 """
     before = "import sys, timm; print([m for m in ('rich', 'matplotlib') if m in sys.modules])"

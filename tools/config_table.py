@@ -26,8 +26,21 @@ def _weights(published: dict) -> str:
     return f"[file]({published['checkpoint']})" if published["checkpoint"] else "none"
 
 
+def _medical() -> list[str]:
+    """Rows of the configs of medical volumes; some have no published figure of their protocol."""
+    lines = []
+    for path in sorted((CONFIGS / "medical").glob("*.py")):
+        config = runpy.run_path(str(path))
+        network, _, data = config["__doc__"].splitlines()[0].removesuffix(".").partition(", ")
+        published = config.get("published", {})
+        figures = " | ".join(str(published.get(key, "–")) for key in ("dice", "hd95"))
+        note = published.get("note", "")
+        lines.append(f"| [{path.stem}](medical/{path.name}) | {network} | {data} | {figures} | {note} |")
+    return lines
+
+
 def tables() -> str:
-    """The tables of both tasks."""
+    """The tables of all tasks."""
     lines = ["| ADE20K, UPerNet | mIoU | multi-scale | weights |", "|---|---|---|---|"]
     for name, published in _rows("segmentation"):
         miou = published["mIoU"]
@@ -37,6 +50,7 @@ def tables() -> str:
     for name, published in _rows("detection"):
         both = f"{published['box_AP']}{_mark(published)} | {published['mask_AP']}"
         lines.append(f"| {name} | {both} | {_weights(published)} |")
+    lines += ["", "| medical | network | data | Dice | HD95 | that figure |", "|---|---|---|---|---|---|", *_medical()]
     return "\n".join(lines)
 
 

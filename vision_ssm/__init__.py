@@ -5,8 +5,8 @@ Importing the package registers its models: `timm.create_model("vmamba_tiny_s1l8
 
 from . import medical, models
 from .checkpoints import CheckpointError, convert_state_dict, load_checkpoint
-from .models import model_names
 from .ops import available_backends, selective_scan, selective_scan_nd, use_backend
+from .registry import model_names
 
 __version__ = "0.1.0"
 

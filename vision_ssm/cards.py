@@ -4,9 +4,14 @@ import functools
 import json
 from pathlib import Path
 
-__all__ = ["all_facts", "facts"]
+__all__ = ["all_facts", "backbone_facts", "facts", "network_facts"]
 
 _PACKAGE = Path(__file__).parent
+_BACKBONES = ("vim", "vmamba", "local_mamba")
+_NETWORKS = (
+    "umamba", "lma_unet", "segmamba", "lightm_unet", "nnmamba", "vm_unet", "mamba_unet", "medmamba", "swin_umamba",
+    "vivim",
+)  # fmt: skip
 
 
 @functools.cache
@@ -31,6 +36,16 @@ def facts(family: str, model: str) -> dict:
     return _family(family)[model]
 
 
+def backbone_facts() -> dict[str, dict]:
+    """Facts of every published backbone, by model name."""
+    return {name: entry for family in _BACKBONES for name, entry in _family(family).items()}
+
+
+def network_facts() -> dict[str, dict]:
+    """Facts of every network for medical images, by model name."""
+    return {name: entry for family in _NETWORKS for name, entry in _family(family).items()}
+
+
 def all_facts() -> dict[str, dict]:
-    """Facts of every published model of the package, by model name."""
-    return {name: entry for family in ("vim", "vmamba", "local_mamba") for name, entry in _family(family).items()}
+    """Facts of every model of the package, by model name."""
+    return backbone_facts() | network_facts()

@@ -205,7 +205,7 @@ def test_wrong_family(tmp_path):
 def few_models(monkeypatch):
     """Trying all registered models on a file that fits none takes seconds."""
     monkeypatch.setattr(
-        "vision_ssm.models.model_names", lambda pattern="": ["vim_test", "vmamba_test", "local_vim_test"]
+        "vision_ssm.registry.model_names", lambda pattern="": ["vim_test", "vmamba_test", "local_vim_test"]
     )
 
 

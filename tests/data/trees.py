@@ -1,4 +1,4 @@
-"""Small data sets in the layouts of ADE20K and COCO."""
+"""Small data sets in the layouts of ADE20K, COCO and BTCV."""
 
 import json
 from pathlib import Path
@@ -56,3 +56,35 @@ def write_records(root: Path, split: str, content: object) -> None:
     """Write a split's annotation file."""
     (root / "annotations").mkdir(exist_ok=True)
     (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def save_volume(path: Path, voxels: np.ndarray, affine: np.ndarray | None = None) -> None:
+    """A gzipped NIfTI volume; by default with voxels of 0.8 x 0.8 x 3 mm, turned a little."""
+    import nibabel
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if affine is None:
+        affine = np.array([[-0.8, 0.03, 0, 120], [0.03, 0.8, 0, -90], [0, 0, 3, 700], [0, 0, 0, 1]])
+    file = nibabel.Nifti1Image(voxels, affine)
+    file.set_sform(affine, code=1)
+    file.set_qform(None, code=0)
+    nibabel.save(file, path)
+
+
+def volume(seed: int) -> np.ndarray:
+    """A CT of noise."""
+    return np.random.default_rng(seed).integers(-1000, 1000, (6, 5, 4)).astype(np.int16)
+
+
+def label(classes: int = 13) -> np.ndarray:
+    """A label with every class."""
+    return (np.arange(6 * 5 * 4) % (classes + 1)).reshape(6, 5, 4).astype(np.uint8)
+
+
+def btcv(root: Path, layout: tuple[str, str, str] = ("imagesTr", "labelsTr", "imagesTs")) -> Path:
+    """Three cases for training, two for validation and one without a label."""
+    for number in (1, 2, 21, 35, 40):
+        save_volume(root / layout[0] / f"img{number:04d}.nii.gz", volume(number))
+        save_volume(root / layout[1] / f"label{number:04d}.nii.gz", label())
+    save_volume(root / layout[2] / "img0061.nii.gz", volume(61))
+    return root

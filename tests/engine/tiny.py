@@ -200,6 +200,7 @@ def _server():
     """A process that has imported everything and has no threads, to fork from."""
     context = get_context("forkserver")
     libraries = ["matplotlib.pyplot", "vision_ssm.openmmlab", "mmseg.models", "mmseg.datasets", "mmseg.evaluation"]
+    libraries += ["vision_ssm.volumes", "volumes.tiny_volumes"]
     context.set_forkserver_preload(["engine.tiny", *libraries])
     before = os.environ.get("PYTHONPATH", "")
     tests = Path(__file__).parents[1]

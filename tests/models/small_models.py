@@ -12,7 +12,7 @@ import vision_ssm
 
 Gradients = dict[str, torch.Tensor | None]  # by parameter, None where backward did not reach
 
-SMALL = vision_ssm.model_names("*_test")
+SMALL = vision_ssm.models.model_names("*_test")
 SEQUENCE = [name for name in SMALL if name.startswith(("vim", "local_vim"))]
 STAGED = [name for name in SMALL if name not in SEQUENCE]
 

@@ -17,10 +17,10 @@ from timm.models import get_arch_pretrained_cfgs
 from timm.models._hub import save_for_hf
 
 import vision_ssm
-from vision_ssm.cards import all_facts
+from vision_ssm.cards import backbone_facts
 from vision_ssm.ops.flops import fvcore_handles
 
-ALL = vision_ssm.model_names()
+ALL = vision_ssm.models.model_names()
 POOLS = {"sequence": ("", "avg", "max", "avgmax", "token", "last"), "staged": ("", "avg", "max", "avgmax", "catavgmax")}
 every_model = pytest.mark.parametrize("name", ALL)
 
@@ -87,9 +87,9 @@ def test_configs_are_complete(name: str) -> None:
         assert not config.hf_hub_id or re.fullmatch(r"(?!timm/)[\w.-]+/[\w.-]+", config.hf_hub_id)
 
 
-@pytest.mark.parametrize("name", list(all_facts()))
+@pytest.mark.parametrize("name", list(backbone_facts()))
 def test_parameter_counts_are_the_published_ones(name: str) -> None:
-    assert sum(p.numel() for p in on_meta(name).parameters()) == all_facts()[name]["params"]
+    assert sum(p.numel() for p in on_meta(name).parameters()) == backbone_facts()[name]["params"]
 
 
 @pytest.mark.parametrize("name", ["vmamba_tiny_s1l8", "vanilla_vmamba_tiny"])
@@ -97,7 +97,7 @@ def test_flops_are_the_published_ones(name: str) -> None:
     fvcore = pytest.importorskip("fvcore.nn")
     count = fvcore.FlopCountAnalysis(create(name), images(1, 224, 224))
     count = count.set_op_handle(**fvcore_handles()).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    assert count.total() / 1e9 == pytest.approx(all_facts()[name]["gflops"], rel=0.01)
+    assert count.total() / 1e9 == pytest.approx(backbone_facts()[name]["gflops"], rel=0.01)
 
 
 # Construction

@@ -18,7 +18,8 @@ from vision_ssm.engine import load_config, packaged_configs, test, train
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # mmseg's and mmdet's own
 test.__test__ = False  # the engine's, no test of ours
-CONFIGS = [name for name in packaged_configs() if not name.startswith("demo/")]
+BOTH = [name for name in packaged_configs() if load_config(name).default_scope in ("mmseg", "mmdet")]
+CONFIGS = [name for name in BOTH if not name.startswith("demo/")]
 ADE20K = [name for name in CONFIGS if name.startswith("segmentation/")]
 COCO = [name for name in CONFIGS if name.startswith("detection/")]
 
@@ -98,7 +99,7 @@ def test_all_published_sizes_and_recipes_are_checked():
     assert {name for name in CONFIGS if "/vmamba_" in name or "/vanilla_" in name} == set(MILLIONS)
 
 
-@pytest.mark.parametrize("name", packaged_configs())
+@pytest.mark.parametrize("name", BOTH)
 def test_builds_with_the_published_size(name):
     cfg = load_config(name)
     with torch.device("meta"):

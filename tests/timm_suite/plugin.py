@@ -122,7 +122,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     pattern = config.getoption("--vision-ssm-models")
-    models = vision_ssm.model_names(pattern)
+    models = vision_ssm.models.model_names(pattern)
     if not models:
         raise pytest.UsageError(f"no model matches {pattern!r}")
     suite = Suite(models)

@@ -172,10 +172,10 @@ def _fitting_models(source) -> list[str]:
     """Registered models that the checkpoint fits exactly, whatever its number of classes."""
     import timm
 
-    from ..models import model_names
+    from ..registry import model_names
 
-    def body(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(value.shape) for name, value in state_dict.items() if not name.startswith("head.")}
+    def body(state_dict: Mapping[str, Tensor], heads: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(value.shape) for name, value in state_dict.items() if not name.startswith(heads)}
 
     content, fits = read(source), []
     for name in model_names():
@@ -184,6 +184,6 @@ def _fitting_models(source) -> list[str]:
             converted = convert_state_dict(content, candidate)
         except _FOREIGN:
             continue
-        if body(converted) == body(candidate.state_dict()):
+        if body(converted, candidate.heads) == body(candidate.state_dict(), candidate.heads):
             fits.append(name)
     return fits

@@ -6,6 +6,7 @@ from pathlib import Path
 import safetensors.torch
 import timm
 
+from ..registry import model_names
 from .console import CommandError, check_output, write
 from .inputs import add_model_arguments, check_model_name, load
 
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load strictly, then write."""
-    name = check_model_name(args.model)
+    name = check_model_name(args.model, model_names())
     if args.output.suffix != ".safetensors":
         raise CommandError(f"{args.output} does not end in .safetensors")
     check_output(args.output)

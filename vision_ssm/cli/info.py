@@ -11,6 +11,7 @@ from timm.data import resolve_model_data_config
 from timm.models import model_entrypoint
 
 from ..cards import all_facts
+from ..registry import model_names
 from .console import print_json, print_table, rich_console
 from .inputs import check_model_name
 
@@ -35,6 +36,15 @@ def _arguments(name: str, model: nn.Module) -> dict:
     return defaults | sys.modules[model_entrypoint(name).__module__]._VARIANTS[name]
 
 
+def _input_size(model: nn.Module, facts: dict) -> list[int]:
+    """Channels and sides; those of a volume are among the facts, since timm's configs know images alone."""
+    if "input" in facts:
+        return list(map(int, facts["input"].split("x")))
+    if model.pretrained_cfg["input_size"] is None:
+        return [model.in_chans]
+    return list(resolve_model_data_config(model)["input_size"])
+
+
 def _describe(name: str) -> dict:
     facts = all_facts().get(name, {})
     model = timm.create_model(name, device="meta")
@@ -54,10 +64,11 @@ def _describe(name: str) -> dict:
         "training": facts.get("training"),
         "weights": facts.get("checkpoint_url"),
         "weights_note": facts.get("checkpoint_note"),
-        "input_size": list(resolve_model_data_config(model)["input_size"]),
+        "input_size": _input_size(model, facts),
         "arguments": _arguments(name, model),
         "features": [
-            {"module": f["module"], "channels": f["num_chs"], "reduction": f["reduction"]} for f in model.feature_info
+            {"module": f["module"], "channels": f["num_chs"], "reduction": f["reduction"]}
+            for f in getattr(model, "feature_info", ())  # networks for dense prediction have none
         ],
     }
 
@@ -97,12 +108,13 @@ def _rows(about: dict) -> list[list[str]]:
 
 def run(args: argparse.Namespace) -> int:
     """Print what is known."""
-    name = check_model_name(args.model)
+    name = check_model_name(args.model, model_names())
     if args.json:
         print_json(_describe(name))
         return 0
     console = rich_console()
     about = _describe(name)
     print_table(console, _rows(about))
-    print_table(console, _feature_rows(about["features"]), ("Feature maps", "Channels", "Reduction"))
+    if about["features"]:
+        print_table(console, _feature_rows(about["features"]), ("Feature maps", "Channels", "Reduction"))
     return 0

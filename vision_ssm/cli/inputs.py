@@ -8,6 +8,7 @@ import torch.nn as nn
 from PIL import Image
 from timm.models import get_pretrained_cfg
 
+from .. import medical
 from ..checkpoints import load_checkpoint
 from ..models import model_names
 from .console import CommandError, close_matches, positive, warn
@@ -27,9 +28,11 @@ __all__ = [
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
-def check_model_name(name: str) -> str:
-    """`name`, if it is a model of the package."""
-    names = model_names()
+def check_model_name(name: str, names: list[str] | None = None) -> str:
+    """`name`, if it is one of `names`: by default of the backbones, which classify images."""
+    names = model_names() if names is None else names
+    if name in medical.model_names() and name not in names:
+        raise CommandError(f"{name} is for medical images: `vision-ssm train` and `test` take a config of it")
     if name not in names:
         raise CommandError(f"unknown model {name!r}: {close_matches(name, names)}")
     return name

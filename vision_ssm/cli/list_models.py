@@ -5,7 +5,7 @@ import argparse
 import timm
 
 from ..cards import all_facts
-from ..models import model_names
+from ..registry import model_names
 from .console import CommandError, close_matches, print_json, print_table, rich_console
 
 NAME = "list"

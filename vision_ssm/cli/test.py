@@ -6,7 +6,7 @@ from pathlib import Path
 from .by_config import add_shared_arguments, running
 
 NAME = "test"
-HELP = "evaluate a checkpoint by a config: segmentation and detection"
+HELP = "evaluate a checkpoint by a config: segmentation, detection, medical volumes"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

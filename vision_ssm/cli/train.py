@@ -6,7 +6,7 @@ from .by_config import add_shared_arguments, running
 from .console import CommandError
 
 NAME = "train"
-HELP = "train by a config: segmentation and detection"
+HELP = "train by a config: segmentation, detection, medical volumes"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

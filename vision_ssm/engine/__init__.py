@@ -1,12 +1,14 @@
 """Training and testing by config on MMEngine: safe checkpoints, exact resume, checked data.
 
-Needs mmengine, which the extra `openmmlab` brings.
+Needs mmengine, which the extras `openmmlab` and `medical` bring.
 """
 
 from importlib.util import find_spec
 
 if find_spec("mmengine") is None:
-    raise ImportError("training by config needs mmengine: pip install 'vision-ssm[openmmlab]'")
+    raise ImportError(
+        "training by config needs mmengine: pip install 'vision-ssm[openmmlab]', or 'vision-ssm[medical]' for volumes"
+    )
 
 from .config import ConfigError, load_config, packaged_configs
 from .launch import test, train

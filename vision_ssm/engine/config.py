@@ -9,8 +9,8 @@ from mmengine import Config
 __all__ = ["ConfigError", "config_folder", "load_config", "packaged_configs"]
 
 _PACKAGE = Path(__file__).parents[1]
-# Keys of MMEngine's runner and of the two libraries' configs. Others are allowed, as they are for intermediate
-# variables; one that is almost one of these is a slip that MMEngine would ignore without a word.
+# Keys of MMEngine's runner, of the two libraries' configs and of this package. Others are allowed, as they are for
+# intermediate variables; one that is almost one of these is a slip that MMEngine would ignore without a word.
 _KEYS = (
     "model",
     "work_dir",
@@ -42,6 +42,7 @@ _KEYS = (
     "vis_backends",
     "tta_model",
     "tta_pipeline",
+    "tta_options",
     "activation_checkpointing",
     "efficient_conv_bn_eval",
     "compile",
@@ -117,7 +118,7 @@ def _check_key(key: str, where: str) -> None:
     """Refuse a slip; other keys are a config's own variables."""
     if key in _KEYS or key.startswith("_"):
         return
-    if close := difflib.get_close_matches(key, set(_KEYS) - {"model", "tta_pipeline"}, n=1, cutoff=0.88):
+    if close := difflib.get_close_matches(key, set(_KEYS) - {"model", "tta_pipeline", "tta_options"}, n=1, cutoff=0.88):
         raise ConfigError(f"{where}: unknown key {key!r}: did you mean {close[0]!r}?")
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from ..files import write_json
 from .order import DataError, Seeded
 
-__all__ = ["DataCheckHook", "check_dataset"]
+__all__ = ["DataCheckHook", "check_dataset", "checked_once", "file_stamp"]
 
 _VERSION = 2  # of the checks: to be raised when they find more
 _SHOWN = 5
@@ -37,14 +37,16 @@ class _Sample(NamedTuple):
 
     def fingerprint(self) -> str:
         """Changes when a file does."""
-        parts = [f"{self.width}x{self.height}"]
-        for path in filter(None, (self.image, self.labels)):
-            try:
-                stat = os.stat(path)
-                parts.append(f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns}")
-            except OSError:
-                parts.append(f"{path} missing")
-        return " ".join(parts)
+        return " ".join([f"{self.width}x{self.height}", *map(file_stamp, filter(None, (self.image, self.labels)))])
+
+
+def file_stamp(path: str | Path) -> str:
+    """Changes when a file does."""
+    try:
+        stat = os.stat(path)
+        return f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns}"
+    except OSError:
+        return f"{path} missing"
 
 
 def _size(image: Image.Image) -> tuple[int, int]:
@@ -150,8 +152,9 @@ def check_dataset(dataset, log: Callable[[str], object] | None = None) -> None:
     """Decode every image and label map of a data set, in threads; what was found good is not read again.
 
     Args:
-        dataset: of MMSegmentation, MMDetection, or any with their `get_data_info`, also inside wrappers. Others are
-            not checked, nor are remote files and formats that Pillow does not know.
+        dataset: of MMSegmentation, MMDetection, or any with their `get_data_info`, also inside wrappers; one that has
+            a method `check(log)` looks at its files itself. Others are not checked, nor are remote files and formats
+            that Pillow does not know.
         log: called with a line before the work starts.
 
     Raises:
@@ -159,8 +162,33 @@ def check_dataset(dataset, log: Callable[[str], object] | None = None) -> None:
             classes, or a COCO file contradicts itself; the first few are named.
     """
     for leaf in _leaves(dataset):
-        if hasattr(leaf, "get_data_info") and hasattr(leaf, "metainfo"):
+        if hasattr(leaf, "check"):
+            leaf.check(log)
+        elif hasattr(leaf, "get_data_info") and hasattr(leaf, "metainfo"):
             _check_leaf(leaf, log)
+
+
+def checked_once(stamps: Iterable[str], problems: Callable[[], list[str]]) -> None:
+    """Look for problems unless files in the same state were found good before.
+
+    Args:
+        stamps: all that the result depends on (`file_stamp`).
+        problems: looks.
+
+    Raises:
+        DataError: there are any; the first few are told.
+    """
+    digest = hashlib.sha256(repr(_VERSION).encode())
+    for line in stamps:
+        digest.update(line.encode() + b"\n")
+    stamp = _cache() / f"{digest.hexdigest()}.json"
+    if stamp.is_file():
+        return
+    if found := problems():
+        more = f" (and {len(found) - _SHOWN} more)" if len(found) > _SHOWN else ""
+        raise DataError("; ".join(found[:_SHOWN]) + more)
+    with contextlib.suppress(OSError):  # no cache folder: the next run checks again
+        write_json(stamp, dict(checked=True))
 
 
 def _check_leaf(dataset, log: Callable[[str], object] | None) -> None:
@@ -170,23 +198,18 @@ def _check_leaf(dataset, log: Callable[[str], object] | None) -> None:
     annotations = getattr(dataset, "ann_file", "")
     is_coco = isinstance(annotations, str) and annotations.endswith(".json") and hasattr(dataset, "cat_ids")
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-        digest = hashlib.sha256(repr((_VERSION, None if allowed is None else allowed.tobytes())).encode())
+        stamps = [repr(None if allowed is None else allowed.tobytes())]
         if is_coco:
-            digest.update(_Sample(annotations, None, None, None).fingerprint().encode())
-        for line in pool.map(_Sample.fingerprint, samples, chunksize=256):
-            digest.update(line.encode())
-        stamp = _cache() / f"{digest.hexdigest()}.json"
-        if stamp.is_file():
-            return
-        if log:
-            log(f"checking {len(samples)} images and their annotations, once")
-        problems = list(_annotation_problems(annotations)) if is_coco and os.path.isfile(annotations) else []
-        problems += filter(None, pool.map(lambda sample: _problem(sample, allowed), samples))
-    if problems:
-        more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
-        raise DataError("; ".join(problems[:_SHOWN]) + more)
-    with contextlib.suppress(OSError):  # no cache folder: the next run checks again
-        write_json(stamp, dict(samples=len(samples), first=samples[0].image if samples else None))
+            stamps.append(file_stamp(annotations))
+        stamps += pool.map(_Sample.fingerprint, samples, chunksize=256)
+
+        def problems() -> list[str]:
+            if log:
+                log(f"checking {len(samples)} images and their annotations, once")
+            found = list(_annotation_problems(annotations)) if is_coco and os.path.isfile(annotations) else []
+            return found + list(filter(None, pool.map(lambda sample: _problem(sample, allowed), samples)))
+
+        checked_once(stamps, problems)
 
 
 @HOOKS.register_module()

@@ -127,9 +127,10 @@ def test(
         config, work_dir, launcher, options: as in `train`.
         checkpoint: of this package, of MMEngine or as published; loaded strictly.
         out: folder for metrics.json and predictions: label maps (PNG) for segmentation, COCO results (JSON) for
-            detection.
+            detection, label maps in their image's geometry (NIfTI) for volumes.
         show_dir: folder for rendered predictions.
-        tta: multi-scale and flipped, by the config's `tta_model` and `tta_pipeline`.
+        tta: multi-scale and flipped, by the config's `tta_model` and `tta_pipeline`, or by its `tta_options`, which
+            are merged into it.
 
     Returns:
         The metrics by name.
@@ -147,9 +148,11 @@ def test(
             hook.pop("interval")
             hook.test_out_dir = str(Path(show_dir).resolve())
         cfg.visualizer.update(save_dir=str(show_dir))
-    if tta:
+    if tta and "tta_options" in cfg:
+        cfg.merge_from_dict(cfg.tta_options.to_dict())
+    elif tta:
         if "tta_model" not in cfg or "tta_pipeline" not in cfg:
-            raise ConfigError(f"{_name(cfg)} has no `tta_model` and `tta_pipeline`")
+            raise ConfigError(f"{_name(cfg)} has no `tta_model` and `tta_pipeline`, nor `tta_options`")
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     metrics = {name: float(value) for name, value in _run(_runner(cfg), "test", cfg).items()}

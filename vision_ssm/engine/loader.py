@@ -8,6 +8,7 @@ from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS
 from torch.utils.data import BatchSampler, DataLoader
 
+from .config import ConfigError
 from .order import DataError, Order, Seeded
 
 __all__ = ["built", "ordered_loader"]
@@ -21,6 +22,8 @@ def built(dataset):
             dataset = DATASETS.build(dataset)
         if hasattr(dataset, "full_init"):
             dataset.full_init()
+    except (ConfigError, DataError):
+        raise
     except (ValueError, IndexError) as error:
         raise DataError(f"{where or 'the data set'} cannot be listed, or is empty: {error}") from error
     return dataset

@@ -13,6 +13,8 @@ __all__ = ["EpochLoop", "IterLoop"]
 
 def _batches(loader: DataLoader, first: int, epoch: int = 0, endless: bool = False) -> Iterator:
     """A loader's batches from the one of that number on."""
+    if fill := getattr(loader.dataset, "fill_cache", None):
+        fill()  # the processes that load data, which start next, share what is in memory now
     order = loader.batch_sampler
     if isinstance(order, Order):
         order.epoch, order.first, order.endless = epoch, first, endless

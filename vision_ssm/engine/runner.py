@@ -240,7 +240,7 @@ class Runner(_Runner):
         strict: bool = True,
         revise_keys: list | None = None,
     ) -> dict:
-        """Load weights strictly, in this package's names or, for its backbones, in the published ones.
+        """Load weights strictly, in this package's names or, for its models, in the published ones.
 
         Only `filename` counts: tensors are read on the CPU, always strictly, and names need no revision.
 
@@ -251,9 +251,10 @@ class Runner(_Runner):
         checkpoint = revived(read(filename))
         model = self._bare_model()
         state_dict = unwrap(checkpoint)
-        convert = getattr(getattr(model, "backbone", None), "convert_state_dict", None)
-        if convert:
-            with converting(filename, model):
+        with converting(filename, model):
+            if convert := getattr(model, "convert_state_dict", None):
+                state_dict = convert(state_dict)
+            elif convert := getattr(getattr(model, "backbone", None), "convert_state_dict", None):
                 state_dict = convert(state_dict, "backbone.")
         checkpoint["state_dict"] = state_dict
         own = model.state_dict()

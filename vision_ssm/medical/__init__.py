@@ -3,30 +3,63 @@
 They need PyTorch and timm alone; `vision_ssm.volumes` trains and evaluates them with MONAI.
 """
 
-from timm.models import is_model, list_models
+from ..models import _registry
 
-_FAMILIES = ("umamba", "lma_unet", "segmamba")
+_FAMILIES = (
+    "umamba",
+    "lma_unet",
+    "segmamba",
+    "lightm_unet",
+    "nnmamba",
+    "vm_unet",
+    "vm_unet_v2",
+    "mamba_unet",
+    "medmamba",
+    "swin_umamba",
+    "partners",
+    "vivim",
+)
+_registry.register(__name__, _FAMILIES)
 
+from ._vss import load_encoder  # noqa: E402 - after the registration, which names what is taken
+from .lightm_unet import LightMUNet  # noqa: E402
+from .lma_unet import LMaUNet  # noqa: E402
+from .mamba_unet import MambaUNet  # noqa: E402
+from .medmamba import MedMamba  # noqa: E402
+from .nnmamba import NnMambaClassifier, NnMambaLandmark, NnMambaSeg  # noqa: E402
+from .partners import SwinUNet, UNet  # noqa: E402
+from .plans import plan_arguments  # noqa: E402
+from .segmamba import SegMamba  # noqa: E402
+from .swin_umamba import SwinUMamba, SwinUMambaD  # noqa: E402
+from .umamba import UMamba, UMambaV1  # noqa: E402
+from .vivim import Vivim  # noqa: E402
+from .vm_unet import VMUNet  # noqa: E402
+from .vm_unet_v2 import VMUNetV2  # noqa: E402
 
-def _register() -> None:
-    import importlib
-
-    taken = set(list_models())
-    for family in _FAMILIES:
-        importlib.import_module(f"{__name__}.{family}")
-    if replaced := taken & set(model_names()):
-        raise ImportError(f"other models of these names were registered in timm before: {', '.join(sorted(replaced))}")
+__all__ = [
+    "LMaUNet",
+    "LightMUNet",
+    "MambaUNet",
+    "MedMamba",
+    "NnMambaClassifier",
+    "NnMambaLandmark",
+    "NnMambaSeg",
+    "SegMamba",
+    "SwinUMamba",
+    "SwinUMambaD",
+    "SwinUNet",
+    "UMamba",
+    "UMambaV1",
+    "UNet",
+    "VMUNet",
+    "VMUNetV2",
+    "Vivim",
+    "load_encoder",
+    "model_names",
+    "plan_arguments",
+]
 
 
 def model_names(pattern: str = "") -> list[str]:
     """Names of the registered networks, those matching a shell pattern if one is given."""
-    names = (name for family in _FAMILIES for name in list_models(pattern, module=family))
-    return [name for name in names if is_model(name)]
-
-
-_register()
-
-from .plans import plan_arguments  # noqa: E402
-from .umamba import UMamba, UMambaV1  # noqa: E402 - after the registration, which names what is taken
-
-__all__ = ["UMamba", "UMambaV1", "model_names", "plan_arguments"]
+    return _registry.names(_FAMILIES, pattern)

@@ -8,7 +8,7 @@ from timm.models import checkpoint
 
 from ..models._base import Network, build, pretrained_cfg
 
-__all__ = ["DenseNetwork", "check_dims", "check_sides", "create", "network_cfg"]
+__all__ = ["DeepSupervision", "DenseNetwork", "check_dims", "check_sides", "create", "network_cfg"]
 
 
 class DenseNetwork(Network):
@@ -38,6 +38,28 @@ class DenseNetwork(Network):
             nn.init.kaiming_normal_(module.weight, a=0.01)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+class DeepSupervision(nn.Module):
+    """Base of decoders with one head a level, deepest first; heads that the decoder was made without are identities.
+
+    Attributes:
+        deep_supervision: return the logits of every level, full resolution first. nnU-Net switches it at run time.
+    """
+
+    heads: nn.ModuleList
+    _deep_supervision: bool
+
+    @property
+    def deep_supervision(self) -> bool:
+        """Whether the logits of every level are returned."""
+        return self._deep_supervision
+
+    @deep_supervision.setter
+    def deep_supervision(self, enable: bool) -> None:
+        if enable and isinstance(self.heads[0], nn.Identity) and len(self.heads) > 1:
+            raise ValueError("the network was made without deep supervision: pass `deep_supervision=True` to make it")
+        self._deep_supervision = enable
 
 
 def run(module: nn.Module, grad_checkpointing: bool, *inputs: torch.Tensor) -> torch.Tensor:

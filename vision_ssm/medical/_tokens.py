@@ -1,11 +1,12 @@
 """Token mixers on maps: every pixel or voxel is a token, in row-major order."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn as nn
 
-__all__ = ["TokenMixer", "as_map", "as_tokens"]
+__all__ = ["TokenMixer", "as_map", "as_tokens", "in_full_precision"]
 
 
 def as_tokens(x: torch.Tensor) -> torch.Tensor:
@@ -16,6 +17,14 @@ def as_tokens(x: torch.Tensor) -> torch.Tensor:
 def as_map(tokens: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """(batch, tokens, channels) to (batch, channels, *grid), the grid being that of `like`."""
     return tokens.transpose(1, 2).unflatten(2, like.shape[2:])
+
+
+def in_full_precision(function: Callable[..., torch.Tensor], x: torch.Tensor, *args) -> torch.Tensor:
+    """`function(x, ...)` outside of autocast, which overflows in float16 where Mamba is trained."""
+    if torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            return function(x.float(), *args)
+    return function(x, *args)
 
 
 class TokenMixer(nn.Module):
@@ -45,10 +54,7 @@ class TokenMixer(nn.Module):
         self.residual, self.sequence, self.full_precision = residual, sequence, full_precision
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.full_precision and torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):
-                return self._mix(x.float())
-        return self._mix(x)
+        return in_full_precision(self._mix, x) if self.full_precision else self._mix(x)
 
     def _mix(self, x: torch.Tensor) -> torch.Tensor:
         if self.sequence == "channels":

@@ -7,7 +7,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ..checkpoints import rename
-from ._base import DenseNetwork, check_dims, check_sides, run
+from ._base import DeepSupervision, DenseNetwork, check_dims, check_sides, run
 from ._conv import ConvLayers, ResidualBlock, Size
 from .plans import axes
 
@@ -45,12 +45,8 @@ class _Nearest(nn.Module):
         return F.interpolate(self.conv(x), scale_factor=self.factors, mode="nearest")
 
 
-class Decoder(nn.Module):
-    """Upsamples and joins the skips from the deepest to the first.
-
-    Attributes:
-        deep_supervision: return the logits of every level, full resolution first. nnU-Net switches it at run time.
-    """
+class Decoder(DeepSupervision):
+    """Upsamples and joins the skips from the deepest to the first."""
 
     grad_checkpointing = False
 
@@ -81,17 +77,6 @@ class Decoder(nn.Module):
             for i in levels
         )
         self._deep_supervision = deep_supervision
-
-    @property
-    def deep_supervision(self) -> bool:
-        """Whether the logits of every level are returned."""
-        return self._deep_supervision
-
-    @deep_supervision.setter
-    def deep_supervision(self, enable: bool) -> None:
-        if enable and isinstance(self.heads[0], nn.Identity) and len(self.heads) > 1:
-            raise ValueError("the network was made without deep supervision: pass `deep_supervision=True` to make it")
-        self._deep_supervision = enable
 
     def forward(self, skips: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
         x, logits = skips[-1], []

@@ -48,38 +48,50 @@ class VSSBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Swin's 2x2 merging of an NCHW map: concatenate, norm, halve. Offsets (row, column): 00, 10, 01, 11."""
+    """Swin's 2x2 merging of an NCHW map: concatenate, norm, halve. Offsets (row, column): 00, 10, 01, 11.
 
-    def __init__(self, dim: int, device=None, dtype=None):
+    Args:
+        dim: channels of the input; the output has twice as many.
+        odd: what becomes of a last odd row or column: "pad" completes it with zeros, "crop" drops it (VMamba's first
+            release and the networks that copied it).
+    """
+
+    def __init__(self, dim: int, odd: Literal["pad", "crop"] = "pad", device=None, dtype=None):
         super().__init__()
+        if odd not in ("pad", "crop"):
+            raise ValueError(f"`odd` is {odd!r}: expected 'pad' or 'crop'")
         dd = {"device": device, "dtype": dtype}
+        self.crop = odd == "crop"
         self.norm = nn.LayerNorm(4 * dim, **dd)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x.permute(0, 2, 3, 1)
-        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        if self.crop:
+            x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
+        else:
+            x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         x = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], dim=-1)
         return self.reduction(self.norm(x)).permute(0, 3, 1, 2)
 
 
-def _norm2d(dim: int, **dd) -> LayerNorm2d:
+def norm2d(dim: int, **dd) -> LayerNorm2d:
     return LayerNorm2d(dim, eps=1e-5, **dd)
 
 
 def patch_stem(in_chans: int, dim: int, **dd) -> nn.Sequential:
     """Patches of 4x4 pixels (a remainder at the right and bottom is dropped), then norm."""
-    return nn.Sequential(nn.Conv2d(in_chans, dim, 4, stride=4, **dd), _norm2d(dim, **dd))
+    return nn.Sequential(nn.Conv2d(in_chans, dim, 4, stride=4, **dd), norm2d(dim, **dd))
 
 
 def conv_stem(in_chans: int, dim: int, **dd) -> nn.Sequential:
     """Two 3x3 convolutions of stride 2."""
     return nn.Sequential(
         nn.Conv2d(in_chans, dim // 2, 3, stride=2, padding=1, **dd),
-        _norm2d(dim // 2, **dd),
+        norm2d(dim // 2, **dd),
         nn.GELU(),
         nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1, **dd),
-        _norm2d(dim, **dd),
+        norm2d(dim, **dd),
     )
 
 
@@ -87,7 +99,7 @@ def _downsample(kind: str, dim: int, **dd) -> nn.Module:
     if kind == "merge":
         return PatchMerging(dim, **dd)
     size, padding = {"conv3": (3, 1), "conv2": (2, 0)}[kind]
-    return nn.Sequential(nn.Conv2d(dim, 2 * dim, size, stride=2, padding=padding, **dd), _norm2d(2 * dim, **dd))
+    return nn.Sequential(nn.Conv2d(dim, 2 * dim, size, stride=2, padding=padding, **dd), norm2d(2 * dim, **dd))
 
 
 class VMamba(StagedBackbone):
@@ -141,7 +153,7 @@ class VMamba(StagedBackbone):
         super().__init__(
             (patch_stem if stem == "patch" else conv_stem)(in_chans, dim, **dd),
             stages,
-            _norm2d(dims[-1], **dd),
+            norm2d(dims[-1], **dd),
             dims,
             in_chans=in_chans,
             num_classes=num_classes,

@@ -1,0 +1,71 @@
+"""SegMamba, AMOS 2022, the MR volumes: 15 organs.
+
+`amos_mr.json` lists them ("training", "validation") as AMOS's own dataset.json does, whose cases from 500 on are MR.
+"""
+
+_base_ = ["../_base_/volumes_30k.py", "../_base_/volumes_runtime.py"]
+data_root = "data/amos22"
+classes = (
+    "background", "spleen", "right kidney", "left kidney", "gallbladder", "oesophagus", "liver", "stomach", "aorta",
+    "inferior vena cava", "pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "bladder",
+    "prostate or uterus",
+)  # fmt: skip
+_crop = (128, 128, 64)
+_both = ["image", "label"]
+_scale = dict(type="NormalizeIntensityd", keys=["image"], nonzero=True, channel_wise=True)
+_train_transforms = [
+    dict(type="LoadImaged", keys=_both),
+    dict(type="EnsureChannelFirstd", keys=_both),
+    dict(type="Orientationd", keys=_both, axcodes="RAS", labels=None),
+    dict(type="Spacingd", keys=_both, pixdim=(1.5, 1.5, 3.0), mode=["bilinear", "nearest"]),
+    dict(type="CropForegroundd", keys=_both, source_key="image", allow_smaller=True),
+    _scale,
+    dict(type="SpatialPadd", keys=_both, spatial_size=_crop),
+    dict(
+        type="RandCropByPosNegLabeld",
+        keys=_both,
+        label_key="label",
+        spatial_size=_crop,
+        pos=1,
+        neg=1,
+        num_samples=2,
+    ),
+    dict(type="RandFlipd", keys=_both, spatial_axis=0, prob=0.1),
+    dict(type="RandFlipd", keys=_both, spatial_axis=1, prob=0.1),
+    dict(type="RandFlipd", keys=_both, spatial_axis=2, prob=0.1),
+    dict(type="RandScaleIntensityd", keys=["image"], factors=0.1, prob=0.5),
+    dict(type="RandShiftIntensityd", keys=["image"], offsets=0.1, prob=0.5),
+]
+_test_transforms = [
+    dict(type="LoadImaged", keys=["image"]),
+    dict(type="EnsureChannelFirstd", keys=["image"]),
+    dict(type="Orientationd", keys=["image"], axcodes="RAS", labels=None),
+    dict(type="Spacingd", keys=["image"], pixdim=(1.5, 1.5, 3.0), mode="bilinear"),
+    dict(type="CropForegroundd", keys=["image"], source_key="image", allow_smaller=True),
+    _scale,
+]
+_data = dict(type="VolumeDataset", data_root=data_root, data_list="amos_mr.json", classes=classes)
+train_dataloader = dict(
+    batch_size=1,
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type="InfiniteSampler", shuffle=True),
+    dataset=dict(_data, split="training", transforms=_train_transforms, cache_rate=1.0),
+)
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(_data, split="validation", transforms=_test_transforms, test_mode=True),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(type="VolumeMetrics", classes=classes, hd95=False)
+test_evaluator = dict(type="VolumeMetrics", classes=classes)
+model = dict(
+    type="VolumeSegmentor",
+    network=dict(name="segmamba", in_chans=1, num_classes=16),
+    inference=dict(roi_size=_crop, overlap=0.5, sw_batch_size=2),
+    loss=dict(batch=True),
+)
+tta_options = dict(model=dict(inference=dict(flips=(0, 1, 2))))

@@ -1,0 +1,16 @@
+"""U-Mamba Enc, BTCV: 13 organs, 24 volumes to train on and 6 to validate on."""
+
+_base_ = ["../_base_/btcv.py", "../_base_/volumes_30k.py", "../_base_/volumes_runtime.py"]
+model = dict(
+    network=dict(
+        name="umamba_enc_3d",
+        in_chans=1,
+        num_classes=14,
+        input_size=(96, 96, 96),  # of the crops: the last stage scans channels, and takes no other size
+        features=(32, 64, 128, 256, 320),
+        kernels=(3, 3, 3, 3, 3),
+        strides=(1, 2, 2, 2, 2),
+        deep_supervision=True,
+    ),
+    loss=dict(coarsest=False),
+)

@@ -1,0 +1,67 @@
+"""The small networks, as the tests of this folder build and feed them."""
+
+import functools
+
+import pytest
+import timm
+import torch
+import torch.nn as nn
+
+from vision_ssm import medical
+
+SMALL = medical.model_names("*_test")
+each_network = pytest.mark.parametrize("name", SMALL)
+
+# Sides of the inputs; networks of 32 divide by up to 32, the rest of the 2D ones are fed alike, the 3D ones by 16.
+SIDES = {2: (64, 96), 3: (16, 32, 16)}
+SIDES_OF = {"segmamba_test": (32, 32, 32), "umamba_2d_test": (32, 32), "umamba_3d_test": (16, 16, 16)}
+
+
+@functools.cache
+def on_meta(name: str) -> nn.Module:
+    """A network without memory, not to be changed."""
+    return timm.create_model(name, device="meta")
+
+
+def create(name: str, seed: int = 0, **kwargs) -> nn.Module:
+    """A network with the weights of a seed, for evaluation; every norm has a scale of its own, so that none hides."""
+    torch.manual_seed(seed)
+    model = timm.create_model(name, **kwargs).eval()
+    for key, parameter in model.named_parameters():
+        if "norm" in key:
+            with torch.no_grad():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def volumes(name: str, batch: int = 2, channels: int | None = None) -> torch.Tensor:
+    """The same random input of a network in every test."""
+    model = on_meta(name)
+    sides = SIDES_OF.get(name, SIDES[model.dims])
+    shape = batch, channels or model.in_chans, *sides
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def logits(output: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
+    """The outputs at every resolution."""
+    return output if isinstance(output, list) else [output]
+
+
+def random_sum(output: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
+    """A loss whose gradients are neither tiny nor alike."""
+    generator = torch.Generator().manual_seed(2)
+    return sum((y.float() * torch.randn(y.shape, generator=generator)).sum() for y in logits(output))
+
+
+def step(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
+    """Full-resolution output and gradients of one training step."""
+    model.zero_grad()
+    output = model(x)
+    random_sum(output).backward()
+    gradients = {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+    return logits(output)[0].detach(), gradients
+
+
+def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Norm of the difference, relative to the expected one's."""
+    return ((found.float() - expected).norm() / expected.norm()).item()

@@ -1,0 +1,140 @@
+"""Every packaged config of medical volumes: its network builds, it trains a step and tests, on tiny files."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+pytest.importorskip("mmengine")
+pytest.importorskip("monai")
+from mmengine import Config
+from PIL import Image
+from volumes import tiny_volumes
+
+import vision_ssm  # noqa: F401 - registers the networks
+from vision_ssm.engine import load_config, packaged_configs, train
+from vision_ssm.engine import test as evaluate
+
+CONFIGS = [name for name in packaged_configs() if name.startswith("medical/")]
+BTCV = [name for name in CONFIGS if "btcv13_24-6" in name]
+# Published figures: mean Dice (%), and distance.
+PUBLISHED = {
+    "medical/mamba_unet_acdc.py": (92.81, None),
+    "medical/vm_unet_synapse8_18-12.py": (81.08, 19.21),
+    "medical/vm_unet_isic.py": (89.71, None),
+}
+
+
+def test_figures_have_a_source():
+    found = {}
+    for name in CONFIGS:
+        if published := load_config(name).get("published"):
+            assert published.source.startswith("https://github.com/") and published.note
+            found[name] = (published.dice, published.get("hd95"))
+    assert found == PUBLISHED
+
+
+@pytest.mark.parametrize("name", BTCV)
+def test_btcv_protocol(name):
+    cfg = load_config(name)
+    assert len(cfg.classes) == cfg.model.network.num_classes == 14
+    assert name.split("/")[1].startswith(cfg.model.network.name)
+    steps = {step.type: step for step in cfg.train_dataloader.dataset.transforms}
+    assert tuple(steps["Spacingd"].pixdim) == (1.5, 1.5, 2.0) and steps["Orientationd"].axcodes == "RAS"
+    window = steps["ScaleIntensityRanged"]
+    assert (window.a_min, window.a_max, window.b_min, window.b_max, window.clip) == (-175, 250, 0, 1, True)
+    crop = steps["RandCropByPosNegLabeld"]
+    assert tuple(crop.spatial_size) == tuple(cfg.model.inference.roi_size) == (96, 96, 96)
+    assert (crop.pos, crop.neg, crop.num_samples) == (1, 1, 4)
+    whole = {step.type for step in cfg.test_dataloader.dataset.transforms}
+    assert not any(step.startswith("Rand") for step in whole) and "CropForegroundd" in whole
+    assert cfg.test_evaluator.type == "VolumeMetrics" and not cfg.test_evaluator.get("include_background", False)
+
+
+def test_synapse_split():
+    cfg = load_config("medical/vm_unet_synapse8_18-12.py")
+    lists = cfg.train_dataloader.dataset.data_list
+    training, test = ({entry.image for entry in lists[split]} for split in ("training", "validation"))
+    assert (len(training), len(test), len(training & test)) == (18, 12, 0)
+    assert dict(cfg.train_dataloader.dataset.label_map) == {1: 7, 2: 4, 3: 3, 4: 2, 6: 5, 7: 8, 8: 1, 11: 6}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_network_builds(name):
+    network = dict(load_config(name).model.network)
+    if not timm.is_model(network["name"]):
+        pytest.skip(f"{network['name']} is not there yet")
+    model = timm.create_model(**{"model_name": network.pop("name"), "device": "meta"} | network)
+    assert model.num_classes == network["num_classes"]
+
+
+# A step. Sizes are divided, all else is the config's.
+
+
+def _smaller(node, key: str = ""):
+    if isinstance(node, dict):
+        for name in node:
+            node[name] = _smaller(node[name], name)
+        return node
+    if isinstance(node, (list, tuple)):
+        return type(node)(_smaller(item, key) for item in node)
+    return node // 8 if key in ("spatial_size", "roi_size") and node > 1 else node
+
+
+def _entries(cfg) -> dict[str, list]:
+    """What the config's list holds, or a list for it."""
+    dataset = cfg.train_dataloader.dataset
+    if not isinstance(dataset.data_list, str):
+        return dataset.data_list.to_dict() if hasattr(dataset.data_list, "to_dict") else dict(dataset.data_list)
+    suffix = "png" if "isic" in dataset.data_list else "nii.gz"
+    return {
+        split: [dict(image=f"images/{split}{i}.{suffix}", label=f"labels/{split}{i}.{suffix}") for i in range(2)]
+        for split in ("training", "validation", "test")
+    }
+
+
+def _write(root, cfg) -> None:
+    lists = _entries(cfg)
+    ids = list(cfg.train_dataloader.dataset.get("label_map", {})) or range(1, len(cfg.classes))
+    for number, entry in enumerate(entry for entries in lists.values() for entry in entries):
+        image, labels = tiny_volumes.arrays(number, (20, 20, 12))
+        labels = np.where(labels > 0, np.resize(list(ids), 12)[None, None], 0).astype(np.uint8)
+        for path, voxels in ((entry["image"], 100 * image), (entry["label"], labels)):
+            if path.endswith("png"):
+                (root / path).parent.mkdir(exist_ok=True)
+                picture = voxels[..., 7].clip(0, 255).astype(np.uint8)
+                picture = np.stack([picture] * 3, -1) if "images" in path else picture
+                Image.fromarray(picture.swapaxes(0, 1)).save(root / path)
+            else:
+                tiny_volumes.save(root / path, voxels, tiny_volumes.oblique())
+    name = cfg.train_dataloader.dataset.data_list
+    if isinstance(name, str):
+        (root / name).write_text(json.dumps(lists))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_trains_a_step_and_tests(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(Config, "pretty_text", property(str))  # the formatting takes longer than the step
+    cfg = load_config(name)
+    _write(tmp_path, cfg)
+    for part in ("train", "val", "test"):
+        loader = cfg[f"{part}_dataloader"]
+        loader.update(num_workers=0, persistent_workers=False, batch_size=min(2, loader.batch_size))
+        loader.dataset.data_root = str(tmp_path)
+        _smaller(loader.dataset.transforms)
+    _smaller(cfg.model.inference)
+    dims, network = len(cfg.model.inference.roi_size), cfg.model.network
+    cfg.model.network = dict(
+        type="volumes.tiny_volumes.Plain", dims=dims, in_chans=network.in_chans, num_classes=network.num_classes
+    )
+    cfg.train_cfg.update(max_iters=1, val_interval=1)
+    cfg.default_hooks.checkpoint.update(interval=1)
+    trained = train(cfg, work_dir=tmp_path / "run")
+    assert all(parameter.isfinite().all() for parameter in trained.parameters())
+    best = next((tmp_path / "run").glob("best_mean_dice_iter_1.pth"))
+    assert torch.load(best, weights_only=True)["meta"]["iter"] == 1
+    metrics = evaluate(cfg, best, tmp_path / "run", out=tmp_path / "out", tta=True)
+    assert 0 <= metrics["mean_dice"] <= 1 and ("mean_hd95" in metrics) == ("isic" not in name)
+    assert len(list((tmp_path / "out").iterdir())) == 1 + len(_entries(cfg)[cfg.test_dataloader.dataset.split])

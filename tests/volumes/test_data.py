@@ -1,0 +1,312 @@
+"""Volumes as they are listed, transformed and looked at before training; what is wrong is named."""
+
+import json
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("mmengine")
+pytest.importorskip("monai")
+from monai.data import MetaTensor
+from monai.transforms import Orientationd, Resized, Spacingd
+from volumes import tiny_volumes
+from volumes.tiny_volumes import CROPS, arrays, loading, oblique, save
+
+from vision_ssm.engine import ConfigError, DataError, train
+from vision_ssm.engine.order import Order, Seeded
+from vision_ssm.volumes import VolumeDataset, build_transforms
+from vision_ssm.volumes.check import size_for_crops
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return tiny_volumes.write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def root(whole, tmp_path):
+    """A copy to break."""
+    shutil.copytree(whole, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def _dataset(root, split="training", **changes):
+    arguments = tiny_volumes.dataset(root, split, **changes)
+    arguments.pop("type")
+    return VolumeDataset(**arguments)
+
+
+def _rewrite(root, change):
+    path = root / "dataset_0.json"
+    lists = json.loads(path.read_text())
+    path.write_text(json.dumps(change(lists) or lists))
+
+
+def test_samples(whole):
+    sample = _dataset(whole)[0]
+    assert sample["image"].shape == sample["label"].shape == (2, 1, 12, 12, 12)
+    assert (sample["image"].dtype, sample["label"].dtype) == (torch.float32, torch.int64)
+    assert type(sample["image"]) is torch.Tensor and set(sample["label"].unique().tolist()) <= {0, 1, 2}
+    # crops of image and label lie in one place: the image is the label with noise below 0.25 and a shift below 0.1
+    assert (sample["image"] - sample["label"]).abs().max() < 0.36
+
+    info = _dataset(whole).get_data_info(1)
+    assert info["img_path"].endswith("img0001.nii.gz") and info["seg_map_path"].endswith("label0001.nii.gz")
+    test = _dataset(whole, "validation")[1]
+    assert test["image"].shape[:2] == (1, 1) and test["case"].name == "img0004.nii.gz"
+    assert np.array_equal(test["case"].truth, arrays(4)[1])
+    assert np.allclose(test["case"].original_affine, oblique())
+
+
+def test_a_position_in_the_run_has_one_crop(whole):
+    """The seed and the position decide, whatever was drawn before and however the volumes are kept."""
+
+    def batches(seed, **changes):
+        dataset = _dataset(whole, **changes)
+        dataset.fill_cache()
+        order = Order(lambda _: torch.utils.data.BatchSampler(range(3), 1, False), seed)
+        return [Seeded(dataset)[index] for batch in order for index in batch]
+
+    one, again, other = batches(0), batches(0, cache_rate=0.5), batches(1)
+    for a, b, c in zip(one, again, other, strict=True):
+        assert torch.equal(a["image"], b["image"]) and torch.equal(a["label"], b["label"])
+        assert not torch.equal(a["image"], c["image"])
+
+
+def test_volumes_in_memory_are_not_read_again(root):
+    dataset = _dataset(root, cache_rate=1.0)
+    dataset.fill_cache()
+    shutil.rmtree(root / "imagesTr")
+    first, second = dataset[0]["image"], dataset[0]["image"]
+    assert not torch.equal(first, second)  # other crops all the same
+
+
+def test_folder_of_volumes_follows_files_and_transforms(root, tmp_path):
+    def maximum(**changes):
+        sample = _dataset(root, cache_dir=str(tmp_path / "cache"), **changes)[0]
+        return sample["image"].max()
+
+    assert maximum() < 3
+    scaled = [*loading("image", "label"), dict(type="ScaleIntensityd", keys="image", minv=90, maxv=99), *CROPS]
+    assert maximum(transforms=scaled) > 80
+    image, _ = arrays(0)
+    save(root / "imagesTr/img0000.nii.gz", image + 50, oblique())
+    assert maximum() > 45
+
+
+def test_label_map_merges_and_drops(whole):
+    changes = dict(classes=("background", "box"), label_map={2: 1})
+    train_ids = torch.cat([_dataset(whole, **changes)[i]["label"].unique() for i in range(3)]).unique()
+    assert train_ids.tolist() == [0, 1]
+    truth = _dataset(whole, "validation", **changes)[0]["case"].truth
+    assert np.array_equal(truth, arrays(3)[1] == 2)
+    with pytest.raises(ConfigError, match=r"\[2\], beyond the 2 classes"):
+        _dataset(whole, classes=("background", "box"), label_map={1: 2})
+
+
+def test_several_channels(root):
+    for i in range(3):
+        save(root / f"imagesTr/other{i}.nii.gz", arrays(i)[0] + 5, oblique())
+
+    def paired(lists):
+        for i, entry in enumerate(lists["training"]):
+            entry["image"] = [entry["image"], f"imagesTr/other{i}.nii.gz"]
+
+    _rewrite(root, paired)
+    dataset = _dataset(root)
+    assert dataset[0]["image"].shape == (2, 2, 12, 12, 12)
+    dataset.check()
+    save(root / "imagesTr/other1.nii.gz", arrays(1)[0][:-1], oblique())
+    with pytest.raises(DataError, match=r"other1\.nii\.gz: has 25x22x20 voxels \(expected 26x22x20"):
+        dataset.check()
+
+
+# Bad configs
+
+
+def test_unknown_transform():
+    with pytest.raises(ConfigError, match=r"no transform 'Spacing2d' .* did you mean .*Spacingd"):
+        build_transforms([dict(type="Spacing2d", keys=["image"])])
+    with pytest.raises(ConfigError, match=r"Spacingd: .*pixdimm"):
+        build_transforms([dict(type="Spacingd", keys=["image"], pixdimm=1)])
+    with pytest.raises(ConfigError, match="no transform None"):
+        build_transforms([dict(keys=["image"])])
+    with pytest.raises(ConfigError, match="LoadImaged of 'label'"):
+        build_transforms([dict(type="LoadImaged", keys=["image"])], {1: 1})
+
+
+def test_one_of_several_transforms():
+    flips = [dict(type="RandFlipd", keys=["image"], prob=1.0, spatial_axis=axis) for axis in (0, 1)]
+    pipeline = build_transforms([dict(type="OneOf", transforms=flips)])
+    image = torch.arange(6.0).view(1, 2, 3)
+    found = set()
+    for seed in range(8):
+        result = pipeline.set_random_state(seed=seed)({"image": image})["image"]
+        again = pipeline.set_random_state(seed=seed)({"image": image})["image"]
+        assert torch.equal(result, again)
+        found.add(tuple(result.flatten().tolist()))
+    assert found == {tuple(image.flip(axis).flatten().tolist()) for axis in (1, 2)}
+
+
+def test_config_errors_name_the_config(whole, tmp_path):
+    cfg = tiny_volumes.config(whole)
+    cfg.train_dataloader.dataset.transforms[0].type = "LoadImagd"
+    with pytest.raises(ConfigError, match="did you mean LoadImaged"):
+        train(cfg, tmp_path)
+
+
+# Bad lists
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lists: lists.update(training=[]), "'training' is empty"),
+        (lambda lists: lists.pop("training"), "no list 'training', only validation"),
+        (lambda lists: [1, 2], "no list 'training'"),
+        (lambda lists: lists["training"][1].pop("image"), "'training', entry 1: expected an `image`"),
+        (lambda lists: lists["training"].insert(0, 3), "'training', entry 0: expected an `image`"),
+        (lambda lists: lists["training"][2].pop("label"), r"img0002\.nii\.gz has no `label`"),
+    ],
+)
+def test_bad_lists(change, message, root):
+    def broken(lists):
+        result = change(lists)
+        return result if isinstance(result, list) and result == [1, 2] else None
+
+    _rewrite(root, broken)
+    with pytest.raises(DataError, match=message):
+        _dataset(root)
+
+
+def test_unreadable_lists(root):
+    (root / "dataset_0.json").write_text("{")
+    with pytest.raises(DataError, match="is no JSON file"):
+        _dataset(root)
+    (root / "dataset_0.json").unlink()
+    with pytest.raises(DataError, match="no list of volumes"):
+        _dataset(root)
+
+
+# Bad files
+
+
+def _nan(root):
+    image, _ = arrays(1)
+    image[3, 4, 5] = np.nan
+    save(root / "imagesTr/img0001.nii.gz", image, oblique())
+
+
+def _strange_ids(root):
+    _, labels = arrays(1)
+    labels[0, 0, :2] = 7, 9
+    save(root / "labelsTr/label0001.nii.gz", labels, oblique())
+
+
+def _no_ids(root):
+    save(root / "labelsTr/label0001.nii.gz", arrays(1)[0] + 0.5, oblique())
+
+
+def _other_shape(root):
+    save(root / "labelsTr/label0001.nii.gz", arrays(1)[1][:, :-2], oblique())
+
+
+def _other_affine(root):
+    affine = oblique()
+    affine[0, 3] += 3
+    save(root / "labelsTr/label0001.nii.gz", arrays(1)[1], affine)
+
+
+def _truncated(root):
+    path = root / "imagesTr/img0001.nii.gz"
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def _missing(root):
+    (root / "labelsTr/label0001.nii.gz").unlink()
+
+
+def _no_nifti(root):
+    (root / "imagesTr/img0001.nii.gz").write_bytes(b"<html>please log in</html>")
+
+
+BAD = [
+    (_nan, r"img0001\.nii\.gz: 1 voxels are not finite"),
+    (_strange_ids, r"label0001\.nii\.gz: has ids outside the classes: 7, 9 \(expected ids of 3 classes"),
+    (_no_ids, r"label0001\.nii\.gz: .*whole numbers"),
+    (_other_shape, r"label0001\.nii\.gz: has 26x20x20 voxels \(expected 26x22x20, as its image"),
+    (_other_affine, r"label0001\.nii\.gz: its affine puts voxels 3\.0 voxels off"),
+    (_truncated, r"img0001\.nii\.gz: cannot be read: EOFError"),
+    (_missing, r"label0001\.nii\.gz: it is missing"),
+    (_no_nifti, r"img0001\.nii\.gz: cannot be read: "),
+]
+
+
+@pytest.mark.parametrize(("spoil", "message"), BAD, ids=[spoil.__name__ for spoil, _ in BAD])
+def test_bad_files_are_found_before_the_first_step(spoil, message, root, tmp_path):
+    spoil(root)
+    cfg = tiny_volumes.config(root)
+    cfg.default_hooks.data_check = dict(type="DataCheckHook")
+    with pytest.raises(DataError, match=message):
+        train(cfg, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("*.pth"))
+
+
+@pytest.mark.parametrize("changes", [dict(), dict(cache_rate=1.0), dict(cache_dir="cache")], ids=str)
+def test_files_that_fail_later_are_named(changes, root, tmp_path):
+    _truncated(root)
+    if "cache_dir" in changes:
+        changes = dict(cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(DataError, match=r"img0001\.nii\.gz.* EOFError"):
+        train(tiny_volumes.config(root, **{f"train_dataloader.dataset.{k}": v for k, v in changes.items()}), tmp_path)
+
+
+def test_good_files_are_read_once(root):
+    lines = []
+    dataset = _dataset(root)
+    dataset.check(lines.append)
+    dataset.check(lines.append)
+    assert lines == ["checking 3 volumes and their label maps, once"]
+    _nan(root)
+    with pytest.raises(DataError, match="not finite"):
+        dataset.check(lines.append)
+
+
+def test_labels_of_other_sets_pass_where_they_are_mapped(root):
+    _strange_ids(root)
+    _dataset(root, classes=("background", "box"), label_map={2: 1}).check()
+
+
+# Small volumes
+
+
+def test_volumes_smaller_than_their_crops(tmp_path):
+    root = tiny_volumes.write(tmp_path, train=2, val=1, shape=(20, 16, 9))
+    lines = []
+    dataset = _dataset(root)
+    dataset.check(lines.append)
+    assert "img0000.nii.gz has about 20x16x9 voxels at the training's spacing, its crops 12x12x12" in lines[-1]
+    assert "and 1 more" in lines[-1] and "they are padded" in lines[-1]
+    assert dataset[0]["image"].shape == (2, 1, 12, 12, 12)
+    without = _dataset(root, transforms=loading("image", "label") + CROPS[1:])
+    with pytest.raises(DataError, match=r"img0000.*add a SpatialPadd of that size"):
+        without.check()
+
+
+@pytest.mark.parametrize("affine", [oblique(), oblique()[:, [2, 0, 1, 3]], np.diag([-0.7, 2.0, 5.0, 1.0])])
+def test_size_at_the_training_spacing(affine):
+    """Of the header alone it is what the transforms make of the volume, but for a voxel of rounding."""
+    steps = [
+        Orientationd(["image"], "RAS", labels=None),
+        Spacingd(["image"], pixdim=(1.5, 2.0, 2.5)),
+        Resized(["image"], (-1, 40, -1)),
+    ]
+    shape = (30, 24, 18)
+    data = {"image": MetaTensor(torch.zeros(1, *shape), affine=affine)}
+    for step in steps:
+        data = step(data)
+    assert np.abs(size_for_crops(shape, affine, steps) - data["image"].shape[1:]).max() <= 1
+    assert nibabel.aff2axcodes(data["image"].affine.numpy()) == ("R", "A", "S")

@@ -1,0 +1,188 @@
+"""Tests by config: predictions lie in their image's original geometry, and what fails is named."""
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("mmengine")
+pytest.importorskip("monai")
+from PIL import Image
+from volumes import tiny_volumes
+from volumes.tiny_volumes import CLASSES, oblique
+
+import vision_ssm.volumes  # noqa: F401 - registers
+from vision_ssm.engine import ConfigError, DataError
+from vision_ssm.engine import test as evaluate
+from vision_ssm.volumes import Case, VolumeSegmentor
+
+PERFECT = dict(type="volumes.tiny_volumes.Threshold")
+# What is between the file's grid and the network's: none of it may lose a voxel.
+GEOMETRIES = {
+    "oblique": oblique(),
+    "not turned": np.diag([-1.0, -1.5, 2.0, 1.0]),
+    "axes permuted": oblique()[:, [2, 0, 1, 3]],
+    "not flipped": oblique(flipped=False),
+}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Of the perfect network."""
+    path = tmp_path / "perfect.pth"
+    torch.save(dict(state_dict=VolumeSegmentor(PERFECT, dict(roi_size=(12, 12, 12))).state_dict()), path)
+    return path
+
+
+def _perfect(root, **changes):
+    cfg = tiny_volumes.config(root)
+    cfg.model.network = PERFECT
+    cfg.merge_from_dict(changes)
+    return cfg
+
+
+def _pixdim(affine):
+    """Spacing after the orientation to RAS, for which nothing is resampled."""
+    reoriented = nibabel.as_closest_canonical(nibabel.Nifti1Image(np.zeros((2, 2, 2), np.uint8), affine)).affine
+    return tuple(float(side) for side in nibabel.affines.voxel_sizes(reoriented))
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_perfect_network_is_perfect_on_the_original_grid(name, checkpoint, tmp_path):
+    affine = GEOMETRIES[name]
+    root = tiny_volumes.write(tmp_path / "data", train=1, affine=affine)
+    cfg = _perfect(root)
+    cfg.test_dataloader.dataset.transforms[3].pixdim = _pixdim(affine)
+    metrics = evaluate(cfg, checkpoint, tmp_path / "run", out=tmp_path / "out")
+    assert metrics["mean_dice"] == 1 and metrics["mean_hd95"] == 0
+    assert {f"dice/{organ}" for organ in CLASSES[1:]} <= metrics.keys()
+    assert json.loads((tmp_path / "out/metrics.json").read_text()) == metrics
+    written = sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz"))
+    assert written == ["img0001.nii.gz", "img0002.nii.gz"]
+    for i in (1, 2):
+        image = nibabel.load(root / f"imagesTr/img{i:04d}.nii.gz")
+        truth = nibabel.load(root / f"labelsTr/label{i:04d}.nii.gz")
+        prediction = nibabel.load(tmp_path / f"out/img{i:04d}.nii.gz")
+        assert np.array_equal(prediction.affine, image.affine) and prediction.shape == image.shape
+        assert prediction.get_data_dtype() == np.uint8
+        assert prediction.header.get_zooms() == image.header.get_zooms()
+        assert int(prediction.header["sform_code"]) == int(image.header["sform_code"])
+        assert int(prediction.header["qform_code"]) == int(image.header["qform_code"])
+        assert np.array_equal(np.asarray(prediction.dataobj), np.asarray(truth.dataobj))
+
+
+def test_finer_grid_is_read_at_the_original_centres(tmp_path):
+    """Upsampled by three along an axis each original voxel is the middle one of three."""
+    affine = oblique()
+    fine = affine @ np.diag([1, 1, 1 / 3, 1])
+    fine[:3, 3] = (affine @ [0, 0, -1 / 3, 1])[:3]
+    original = torch.randint(0, 9, (6, 5, 4), dtype=torch.uint8)
+    labels = original.repeat_interleave(3, 2)
+    labels[..., ::3] = labels[..., 2::3] = 77
+    case = Case("x.nii.gz", torch.from_numpy(fine), torch.from_numpy(affine), (6, 5, 4))
+    assert torch.equal(case.on_original_grid(labels), original)
+    assert case.spacing == pytest.approx(tiny_volumes.SPACING)
+
+
+def test_outside_of_what_the_network_saw_is_background():
+    affine = torch.eye(4, dtype=torch.float64)
+    cropped = affine.clone()
+    cropped[:3, 3] = torch.tensor([2.0, 1.0, 3.0])
+    case = Case("x.nii.gz", cropped, affine, (7, 7, 7))
+    result = case.on_original_grid(torch.ones(3, 4, 2, dtype=torch.uint8))
+    expected = torch.zeros(7, 7, 7, dtype=torch.uint8)
+    expected[2:5, 1:5, 3:5] = 1
+    assert torch.equal(result, expected)
+
+
+def test_written_predictions_stay_when_a_volume_fails(checkpoint, tmp_path):
+    root = tiny_volumes.write(tmp_path / "data", train=1, val=3)
+    broken = root / "imagesTr/img0002.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:2000])
+    with pytest.raises(DataError, match=r"img0002\.nii\.gz"):
+        evaluate(_perfect(root), checkpoint, tmp_path / "run", out=tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["img0001.nii.gz"]
+
+
+def test_images_without_labels_are_predicted(checkpoint, tmp_path):
+    root = tiny_volumes.write(tmp_path / "data", train=1)
+    lists = json.loads((root / "dataset_0.json").read_text())
+    lists["test"] = [entry["image"] for entry in lists["validation"]]
+    (root / "dataset_0.json").write_text(json.dumps(lists))
+    cfg = _perfect(root)
+    cfg.test_dataloader.dataset.split = "test"
+    assert evaluate(cfg, checkpoint, tmp_path / "run", out=tmp_path / "out") == {}
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
+
+
+def test_images_of_one_name_are_not_written_over(checkpoint, tmp_path):
+    root = tiny_volumes.write(tmp_path / "data", train=1, val=2)
+    lists = json.loads((root / "dataset_0.json").read_text())
+    other = lists["validation"][1]
+    (root / "other").mkdir()
+    (root / other["image"]).rename(root / "other" / "img0001.nii.gz")
+    other["image"] = "other/img0001.nii.gz"
+    (root / "dataset_0.json").write_text(json.dumps(lists))
+    with pytest.raises(DataError, match="one name"):
+        evaluate(_perfect(root), checkpoint, tmp_path / "run", out=tmp_path / "out")
+
+
+def test_flips_by_option(checkpoint, tmp_path):
+    root = tiny_volumes.write(tmp_path / "data", train=1)
+    cfg = _perfect(root)
+    with pytest.raises(ConfigError, match="tta_options"):
+        evaluate(cfg, checkpoint, tmp_path / "run", tta=True)
+    cfg.tta_options = dict(model=dict(inference=dict(flips=(0, 1, 2))))
+    assert evaluate(cfg, checkpoint, tmp_path / "run", tta=True)["mean_dice"] == 1
+    cfg.tta_options = dict(model=dict(inference=dict(flips=(3,))))
+    with pytest.raises(ConfigError, match="flips"):
+        evaluate(cfg, checkpoint, tmp_path / "run", tta=True)
+
+
+def test_drawing_is_refused(checkpoint, tmp_path):
+    root = tiny_volumes.write(tmp_path / "data", train=1)
+    with pytest.raises(ConfigError, match="cannot draw"):
+        evaluate(_perfect(root), checkpoint, tmp_path / "run", show_dir=tmp_path / "show")
+
+
+def test_slices_of_a_2d_network(checkpoint, tmp_path):
+    root = tiny_volumes.write(tmp_path / "data", train=1)
+    cfg = _perfect(root)
+    cfg.model.inference.roi_size = (10, 14)
+    assert evaluate(cfg, checkpoint, tmp_path / "run")["mean_dice"] == 1
+
+
+def test_pictures(checkpoint, tmp_path):
+    """Colour pictures with masks of 0 and 255, resized for the network."""
+    image, labels = tiny_volumes.arrays(0, (24, 16, 8))
+    image, labels = image[..., 3], (labels[..., 3] == 1).astype(np.uint8) * 255
+    assert labels.any()
+    picture = np.repeat((labels > 0)[..., None] * 1.0, 3, -1)
+    for folder, array in (("images", picture), ("masks", labels)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray((array * (255 if array.ndim == 3 else 1)).astype(np.uint8).swapaxes(0, 1)).save(
+            tmp_path / folder / "lesion.png"
+        )
+    (tmp_path / "list.json").write_text(
+        json.dumps(dict(test=[dict(image="images/lesion.png", label="masks/lesion.png")]))
+    )
+    steps = [
+        dict(type="LoadImaged", keys=["image"]),
+        dict(type="EnsureChannelFirstd", keys=["image"]),
+        dict(type="Resized", keys=["image"], spatial_size=(48, 32), mode="nearest"),
+        dict(type="ScaleIntensityRanged", keys=["image"], a_min=0, a_max=255, b_min=0, b_max=1),
+    ]
+    cfg = _perfect(tiny_volumes.write(tmp_path / "data", train=1, val=1))
+    cfg.test_dataloader.dataset = dict(
+        type="VolumeDataset", data_root=str(tmp_path), data_list="list.json", split="test", transforms=steps,
+        classes=("skin", "lesion"), label_map={255: 1}, test_mode=True,
+    )  # fmt: skip
+    cfg.test_evaluator.classes = ("skin", "lesion")
+    cfg.model.network = dict(type="volumes.tiny_volumes.ColourThreshold")
+    cfg.model.inference.roi_size = (48, 32)
+    metrics = evaluate(cfg, checkpoint, tmp_path / "run", out=tmp_path / "out")
+    assert metrics["dice/lesion"] == 1
+    with Image.open(tmp_path / "out/lesion.png") as written:
+        assert np.array_equal(np.asarray(written).T * 255, labels)

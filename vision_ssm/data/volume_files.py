@@ -1,0 +1,157 @@
+"""Medical images and label maps as files: NIfTI volumes, and pictures for 2D sets. Needs nibabel (extra `medical`)."""
+
+import zlib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from PIL import Image
+
+from .layout import Wrong
+
+__all__ = ["Volume", "check_volume", "read_grid", "read_labels", "read_volume"]
+
+_UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, zlib.error, ImageFileError, Image.DecompressionBombError)
+_SHOWN = 5
+
+
+class Volume(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        voxels: (x, y, z[, channels]) in the file's order of axes; pictures (x, y[, channels]).
+        affine: (4, 4), voxel indices to millimetres, RAS+; the identity for pictures.
+        axes: number of spatial axes.
+    """
+
+    voxels: np.ndarray
+    affine: np.ndarray
+    axes: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size of the grid."""
+        return self.voxels.shape[: self.axes]
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in Image.registered_extensions()
+
+
+def read_grid(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine (4, 4) of a file, from its header alone."""
+    path = Path(path)
+    if _is_picture(path):
+        with Image.open(path) as picture:
+            return picture.size, np.eye(4)
+    image = nibabel.load(path)
+    return image.shape[:3], image.affine
+
+
+def read_volume(path: str | Path) -> Volume:
+    """Read a whole file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        OSError, EOFError, ValueError, zlib.error, ImageFileError: it cannot be decoded.
+    """
+    path = Path(path)
+    if _is_picture(path):
+        with Image.open(path) as picture:
+            return Volume(np.asarray(picture).swapaxes(0, 1), np.eye(4), 2)
+    image = nibabel.load(path)
+    return Volume(np.asanyarray(image.dataobj), image.affine, min(image.ndim, 3))
+
+
+def read_labels(path: str | Path) -> np.ndarray:
+    """Class ids of a label file, int64 in the file's order of axes; a single channel at the end is dropped.
+
+    Raises:
+        ValueError: the values are no ids.
+    """
+    volume = read_volume(path)
+    voxels = volume.voxels
+    if voxels.ndim == volume.axes + 1 and voxels.shape[-1] == 1:
+        voxels = voxels[..., 0]
+    if voxels.ndim != volume.axes:
+        raise ValueError(f"{path} has {voxels.shape[-1]} channels, expected one, of class ids")
+    with np.errstate(invalid="ignore"):
+        ids = voxels.astype(np.int64)
+    if voxels.dtype.kind == "f" and not np.array_equal(ids, voxels):
+        raise ValueError(f"{path} has values that are no whole numbers, expected class ids")
+    return ids
+
+
+def _present(ids: np.ndarray) -> set[int]:
+    if ids.min(initial=0) >= 0 and ids.max(initial=0) < 1 << 16:  # far faster than sorting
+        return set(np.flatnonzero(np.bincount(ids.ravel())).tolist())
+    return set(np.unique(ids).tolist())
+
+
+def _drift(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
+    """How far apart, in voxels, two affines put the corners of a grid."""
+    sides = [(0, n - 1) for n in (*shape, 1, 1)[:3]]
+    corners = np.stack([*(axis.ravel() for axis in np.meshgrid(*sides)), np.ones(8)])
+    apart = np.linalg.norm(((one - other) @ corners)[:3], axis=0).max()
+    return float(apart / np.linalg.norm(one[:3, :3], axis=0).min())
+
+
+def _unreadable(path: Path, error: Exception) -> Wrong:
+    if isinstance(error, FileNotFoundError):
+        return Wrong(str(path), "it is missing", "a file")
+    reason = " ".join(str(error).replace(str(path), path.name).split())
+    return Wrong(str(path), f"cannot be read: {type(error).__name__}: {reason}", "a whole volume")
+
+
+def check_volume(
+    images: Path | Sequence[Path], label: Path | None = None, allowed: Collection[int] | None = None
+) -> list[Wrong]:
+    """Read an image (one file, or one for each channel) and its label map whole, and compare them.
+
+    Args:
+        images, label: the files.
+        allowed: ids that the label map may hold; any if None.
+
+    Returns:
+        What is wrong: files that are missing or truncated, voxels that are not finite, shapes or affines that differ
+        (corners further apart than a tenth of a voxel), ids that no class has.
+    """
+    wrong: list[Wrong] = []
+    first: Volume | None = None
+    for path in [images] if isinstance(images, (str, Path)) else images:
+        try:
+            volume = read_volume(path)
+        except _UNREADABLE as error:
+            wrong.append(_unreadable(Path(path), error))
+            continue
+        if volume.voxels.dtype.kind == "f" and (count := int((~np.isfinite(volume.voxels)).sum())):
+            wrong.append(Wrong(str(path), f"{count} voxels are not finite", "numbers"))
+        if first is not None and volume.shape != first.shape:
+            wrong.append(Wrong(str(path), f"has {_by(volume.shape)} voxels", f"{_by(first.shape)}, as other channels"))
+        first = first or volume
+    if label is not None:
+        wrong += _label_problems(Path(label), first, allowed)
+    return wrong
+
+
+def _label_problems(path: Path, image: Volume | None, allowed: Collection[int] | None) -> list[Wrong]:
+    try:
+        ids, (shape, affine) = read_labels(path), read_grid(path)
+    except _UNREADABLE as error:
+        return [_unreadable(path, error)]
+    wrong = []
+    if image is not None and shape != image.shape:
+        wrong.append(Wrong(str(path), f"has {_by(shape)} voxels", f"{_by(image.shape)}, as its image"))
+    elif image is not None and (drift := _drift(image.affine, affine, shape)) > 0.1:
+        wrong.append(Wrong(str(path), f"its affine puts voxels {drift:.1f} voxels off", "the affine of its image"))
+    if allowed is not None and (strange := sorted(_present(ids) - set(allowed))):
+        some = ", ".join(map(str, strange[:_SHOWN])) + (", ..." if len(strange) > _SHOWN else "")
+        wrong.append(Wrong(str(path), f"has ids outside the classes: {some}", f"ids of {len(allowed)} classes"))
+    return wrong
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))

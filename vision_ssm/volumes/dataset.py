@@ -1,0 +1,217 @@
+"""Volumes listed in a decathlon-style JSON file, through MONAI's transforms."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.registry import DATASETS
+from monai.data import CacheDataset, Dataset, MetaTensor, PersistentDataset
+from monai.data.utils import pickle_hashing, to_affine_nd
+from torch import Tensor
+
+from ..data.volume_files import read_labels
+from ..engine import ConfigError, DataError
+from ..engine.data_check import file_stamp
+from .case import Case
+from .check import check_volumes
+from .transforms import build_transforms, mapped_labels
+
+__all__ = ["VolumeDataset"]
+
+
+def _content(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"no list of volumes {path}") from None
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON file: {error}") from error
+
+
+def _listed(data_list: str | Mapping, split: str, root: Path) -> list[dict]:
+    """Paths of a split: `image`, one or several for channels, and `label` where there is one."""
+    where = root / data_list if isinstance(data_list, str) else "`data_list`"
+    content = _content(where) if isinstance(data_list, str) else data_list
+    if not isinstance(content, Mapping) or not isinstance(content.get(split), list):
+        found = [key for key, value in content.items() if isinstance(value, list)] if hasattr(content, "items") else []
+        raise DataError(f"{where} has no list {split!r}" + (f", only {', '.join(found)}" if found else ""))
+    if not content[split]:
+        raise DataError(f"{where}: its list {split!r} is empty")
+    return [_item(entry, f"{where}, {split!r}, entry {i}", root) for i, entry in enumerate(content[split])]
+
+
+def _item(entry, where: str, root: Path) -> dict:
+    entry = {"image": entry} if isinstance(entry, str) else entry
+    image = entry.get("image") if isinstance(entry, dict) else None
+    images = [image] if isinstance(image, str) else image
+    if not images or not isinstance(images, list) or not all(isinstance(one, str) for one in images):
+        raise DataError(f"{where}: expected an `image` (a path, or one for each channel) and a `label`")
+    item = {"image": [str(root / one) for one in images] if isinstance(image, list) else str(root / image)}
+    if isinstance(entry.get("label"), str):
+        item["label"] = str(root / entry["label"])
+    return item
+
+
+@DATASETS.register_module()
+class VolumeDataset(torch.utils.data.Dataset):
+    """Volumes (or pictures) and their label maps.
+
+    For training a sample is `image` (crops, channels, *size), float32, and `label` (crops, 1, *size), int64: a
+    transform that makes several crops makes several of each. For tests it is `image` (1, channels, *size) and its
+    `case`; the transforms see "image" alone, and the truth stays on the file's grid.
+
+    What is random in the transforms follows from NumPy's generator when a sample is drawn, which the engine seeds by
+    the sample's position in the run.
+
+    Args:
+        data_root: folder that the list's paths are relative to.
+        data_list: JSON file in `data_root`, or what it would hold: lists of `{"image": path, "label": path}` by split;
+            for several channels in several files `image` is a list.
+        split: "training", "validation", "test" or whatever the list has.
+        transforms: of MONAI, by class name and arguments (see `build_transforms`), over "image" and "label".
+        classes: names, the background's first.
+        label_map: ids in the files to ids of classes; ids without an entry become background.
+        test_mode: whole volumes, for evaluation.
+        cache_rate: fraction of the volumes that is kept in memory as it is before the first random transform; for
+            each process of a run.
+        cache_dir: folder that all volumes are kept in instead, for more than memory holds.
+        cache_workers: threads that fill the memory.
+
+    Raises:
+        DataError: the list is missing, is no such list, or has no such split.
+        ConfigError: transforms or `label_map` cannot be used.
+    """
+
+    def __init__(
+        self,
+        data_root: str,
+        data_list: str | Mapping,
+        split: str,
+        transforms: Sequence[Mapping],
+        classes: Sequence[str],
+        label_map: Mapping[int, int] | None = None,
+        test_mode: bool = False,
+        cache_rate: float = 0.0,
+        cache_dir: str | None = None,
+        cache_workers: int = 4,
+    ):
+        self.data_root, self.split, self.test_mode = Path(data_root), split, test_mode
+        self.metainfo = dict(classes=tuple(classes))
+        self.label_map = {int(old): int(new) for old, new in (label_map or {}).items()}
+        if beyond := sorted(new for new in self.label_map.values() if not 0 <= new < len(classes)):
+            raise ConfigError(f"`label_map` leads to {beyond}, beyond the {len(classes)} classes")
+        self.configs = transforms
+        self.transform = build_transforms(transforms, None if test_mode else self.label_map)
+        self.items = _listed(data_list, split, self.data_root)
+        if not test_mode and (without := [item["image"] for item in self.items if "label" not in item]):
+            raise DataError(f"{self.data_root}, {split!r}: {without[0]} has no `label` to train with")
+        self.cache_rate, self.cache_workers, self.cached = cache_rate, cache_workers, False
+        inputs = [{"image": item["image"]} if test_mode else item for item in self.items]
+        if cache_dir is None:
+            self.source = Dataset(inputs, self.transform)
+        else:
+            self.source = self._on_disk(inputs, Path(cache_dir), transforms)
+
+    def _on_disk(self, inputs: list[dict], folder: Path, transforms: Sequence[Mapping]) -> PersistentDataset:
+        """Another folder for other transforms or ids; another file when one of the data changes."""
+        if self.test_mode:
+            raise ConfigError("`cache_dir` is for training: tests need the grid of the file")
+        recipe = hashlib.sha256(repr(([dict(one) for one in transforms], sorted(self.label_map.items()))).encode())
+        inputs = [item | {"stamp": " ".join(map(file_stamp, _paths(item)))} for item in inputs]
+        return PersistentDataset(inputs, self.transform, folder / recipe.hexdigest()[:16], hash_func=pickle_hashing)
+
+    def fill_cache(self) -> None:
+        """Put what `cache_rate` says into memory; before workers start, which then share it.
+
+        Raises:
+            DataError: a volume cannot be loaded or transformed.
+        """
+        if self.cached or not self.cache_rate or isinstance(self.source, PersistentDataset):
+            return
+        try:
+            self.source = CacheDataset(
+                self.source.data,
+                self.transform,
+                cache_rate=self.cache_rate,
+                num_workers=self.cache_workers,
+                progress=False,
+            )
+        except RuntimeError:
+            for index in range(len(self)):  # one after the other, until the one that fails is named
+                self[index]
+            raise
+        self.cached = True
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def get_data_info(self, index: int) -> dict:
+        """The files of a sample: `img_path`, `seg_map_path`."""
+        item = self.items[index]
+        image = item["image"] if isinstance(item["image"], str) else ", ".join(item["image"])
+        return dict(img_path=image, seg_map_path=item.get("label"))
+
+    def __getitem__(self, index: int) -> dict:
+        self.transform.set_random_state(seed=int(np.random.randint(1 << 32, dtype=np.uint64)))
+        try:
+            data = self.source[index]
+        except RuntimeError as error:  # MONAI's, around the one that says what is wrong
+            names = " with ".join(filter(None, self.get_data_info(index).values()))
+            raise DataError(f"{names}: {_reason(error)}") from error
+        if self.test_mode:
+            return self._whole(index, data["image"])
+        crops = data if isinstance(data, list) else [data]
+        return dict(
+            image=torch.stack([_plain(crop["image"]).float() for crop in crops]),
+            label=torch.stack([_plain(crop["label"]).long() for crop in crops]),
+        )
+
+    def _whole(self, index: int, image: MetaTensor) -> dict:
+        item = self.items[index]
+        truth = None
+        shape = tuple(int(n) for n in image.meta["spatial_shape"])
+        if "label" in item:
+            ids = mapped_labels(read_labels(item["label"]), self.label_map)
+            classes = len(self.metainfo["classes"])
+            if ids.min() < 0 or ids.max() >= classes:
+                raise DataError(f"{item['label']} has ids from {ids.min()} to {ids.max()}, beyond {classes} classes")
+            if ids.shape != shape:
+                raise DataError(f"{item['label']} has shape {ids.shape}, its image {shape}")
+            truth = torch.from_numpy(ids.astype(np.uint8))
+        original = image.meta.get("original_affine", np.eye(4))
+        case = Case(
+            image=item["image"] if isinstance(item["image"], str) else item["image"][0],
+            affine=torch.as_tensor(to_affine_nd(3, image.affine), dtype=torch.float64),
+            original_affine=torch.as_tensor(to_affine_nd(3, original), dtype=torch.float64),
+            original_shape=shape,
+            truth=truth,
+        )
+        return dict(image=_plain(image).float()[None], case=case)
+
+    def check(self, log: Callable[[str], object] | None = None) -> None:
+        """Look at every file, once (see `check_volumes`).
+
+        Raises:
+            DataError: files are not as they should be; they are named.
+        """
+        allowed = range(1 << 16) if self.label_map else range(len(self.metainfo["classes"]))
+        check_volumes(self.items, allowed, () if self.test_mode else self.transform.transforms, log)
+
+
+def _paths(item: dict) -> list[str]:
+    images = [item["image"]] if isinstance(item["image"], str) else item["image"]
+    return [*images, *([item["label"]] if "label" in item else [])]
+
+
+def _plain(value: Tensor) -> Tensor:
+    return value.as_tensor() if isinstance(value, MetaTensor) else torch.as_tensor(value)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in a transform, which MONAI wraps in others."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,138 @@
+"""Dice and 95 % Hausdorff distance of each organ, on the grid of the label files."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
+from mmengine.registry import METRICS
+from monai.metrics import compute_hausdorff_distance
+from torch import Tensor
+
+from ..engine import ConfigError, DataError
+from .case import Case
+
+__all__ = ["VolumeMetrics", "dice", "hausdorff95"]
+
+
+def dice(prediction: Tensor, truth: Tensor) -> float:
+    """2 |A and B| / (|A| + |B|) of two masks; NaN where the truth is empty."""
+    if not truth.any():
+        return math.nan
+    both = (prediction & truth).sum().item()
+    return 2 * both / (prediction.sum().item() + truth.sum().item())
+
+
+def hausdorff95(prediction: Tensor, truth: Tensor, spacing: Sequence[float]) -> float:
+    """The larger of the 95th percentiles of the distances between two masks' surfaces, in the unit of `spacing`.
+
+    NaN where the truth is empty. A prediction that is empty is as far off as the grid allows: its diagonal.
+
+    Args:
+        prediction, truth: masks (*size).
+        spacing: of the voxels.
+    """
+    if not truth.any():
+        return math.nan
+    if not prediction.any():
+        return math.hypot(*(side * step for side, step in zip(truth.shape, spacing, strict=True)))
+    masks = [mask[None, None] for mask in (prediction, truth)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI's, about its own calls
+        distance = compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=list(spacing))
+    return distance.item()
+
+
+@METRICS.register_module()
+class VolumeMetrics(BaseMetric):
+    """`dice/ORGAN` and `hd95/ORGAN` (mm), means over the volumes that show the organ; `mean_dice` and `mean_hd95`.
+
+    Predictions are brought to the grid of the files first. Conventions, which move published means:
+
+    - An organ that a label map does not have is left out for that volume, whatever was predicted (MONAI's
+      `ignore_empty`); one that no volume has is left out altogether.
+    - An organ that is there and was missed has Dice 0 and, as distance, the diagonal of the volume.
+    - The mean is that of the organs' means. The background does not count unless `include_background`.
+
+    Args:
+        classes: names, the background's first; the data set's.
+        include_background: count it as an organ.
+        hd95: measure distances too; they take longer than the rest.
+        output_dir: folder for the predictions, one file for each image and named as it; each is written whole as soon
+            as it is there, so that a volume that fails later costs no other.
+        collect_device: MMEngine's.
+        prefix: of the names.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        include_background: bool = False,
+        hd95: bool = True,
+        output_dir: str | None = None,
+        collect_device: str = "cpu",
+        prefix: str | None = None,
+    ):
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        if len(set(classes)) != len(classes):
+            raise ConfigError(f"`classes` has a name twice: {', '.join(classes)}")
+        self.organs = dict(list(enumerate(classes))[0 if include_background else 1 :])
+        self.hd95, self.output_dir = hd95, output_dir
+        self._written: dict[str, str] = {}
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Write and measure the predictions of a batch.
+
+        Raises:
+            DataError: two images have one name, so that one prediction would replace the other.
+        """
+        for sample in data_samples:
+            case: Case = sample["case"]
+            labels = case.on_original_grid(sample["labels"])
+            if self.output_dir is not None:
+                self._save(case, labels)
+            if case.truth is None:
+                self.results.append({})
+                continue
+            truth, found = case.truth.to(labels.device), {}
+            for index, organ in self.organs.items():
+                one, other = labels == index, truth == index
+                found[f"dice/{organ}"] = dice(one, other)
+                if self.hd95:
+                    found[f"hd95/{organ}"] = hausdorff95(one, other, case.spacing)
+            self.results.append(found)
+
+    def _save(self, case: Case, labels: Tensor) -> None:
+        other = self._written.setdefault(case.name, case.image)
+        if other != case.image:
+            raise DataError(f"{case.image} and {other} have one name: their predictions need two folders")
+        case.save(labels, Path(self.output_dir))
+
+    def compute_metrics(self, results: list[dict]) -> dict[str, float]:
+        """Means over the volumes, and over the organs; logs the table."""
+        metrics = {}
+        for name in ("dice", "hd95"):
+            means = {}
+            for organ in self.organs.values():
+                values = [one[f"{name}/{organ}"] for one in results if f"{name}/{organ}" in one]
+                if values := [value for value in values if not math.isnan(value)]:
+                    means[organ] = sum(values) / len(values)
+            if means:
+                metrics[f"mean_{name}"] = sum(means.values()) / len(means)
+            metrics |= {f"{name}/{organ}": value for organ, value in means.items()}
+        if metrics:
+            print_log("\n" + self._table(metrics), logger="current")
+        return metrics
+
+    def _table(self, metrics: dict[str, float]) -> str:
+        rows = [(organ, f"dice/{organ}", f"hd95/{organ}") for organ in self.organs.values()]
+        rows.append(("mean", "mean_dice", "mean_hd95"))
+        width = max(len(row[0]) for row in rows)
+        lines = [f"{'organ':{width}}  Dice (%)  HD95 (mm)"]
+        for organ, first, second in rows:
+            one = f"{100 * metrics[first]:.2f}" if first in metrics else "–"
+            two = f"{metrics[second]:.2f}" if second in metrics else "–"
+            lines.append(f"{organ:{width}}  {one:>8}  {two:>9}")
+        return "\n".join(lines)

@@ -1,0 +1,108 @@
+"""A segmentation network as MMEngine trains and tests it."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import timm
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..checkpoints import convert_state_dict, load_checkpoint, unwrap
+from ..engine import ConfigError
+from .case import Case
+from .loss import DeepSupervision
+from .windows import SlidingWindows
+
+__all__ = ["VolumeSegmentor"]
+
+
+def _network(config: Mapping) -> nn.Module:
+    arguments = dict(config)
+    if "type" in arguments:
+        return MODELS.build(arguments)
+    name = arguments.pop("name", None)
+    if not isinstance(name, str) or not timm.is_model(name):
+        close = difflib.get_close_matches(str(name), timm.list_models(), n=3)
+        hint = f": did you mean {' or '.join(close)}?" if close else ""
+        raise ConfigError(f"`network` needs the `name` of a model in timm or a `type`, got {name!r}{hint}")
+    return timm.create_model(name, **arguments)
+
+
+@MODELS.register_module()
+class VolumeSegmentor(BaseModel):
+    """Segmentation of volumes, of their slices, or of pictures, into classes of which 0 is the background.
+
+    Args:
+        network: `name` of a model in timm, or `type`: a registered class or a dotted path
+            ("monai.networks.nets.UNet"); and its arguments. It maps (batch, channels, *size) to logits
+            (batch, classes, *size); in training it may return several, at full resolution first.
+        inference: arguments of `SlidingWindows`.
+        loss: arguments of `DeepSupervision`.
+        checkpoint: file or URL of weights to start from, of this package or as published. A run that is resumed or has
+            `load_from` does not read it.
+        data_preprocessor: MMEngine's.
+    """
+
+    def __init__(
+        self,
+        network: Mapping,
+        inference: Mapping,
+        loss: Mapping | None = None,
+        checkpoint: str | None = None,
+        data_preprocessor: Mapping | None = None,
+    ):
+        super().__init__(data_preprocessor=data_preprocessor)
+        self.network = _network(network)
+        self.windows = SlidingWindows(**inference)
+        self.loss = DeepSupervision(**(loss or {}))
+        self.checkpoint = checkpoint
+
+    def init_weights(self) -> None:
+        """Load the weights to start from; MMEngine calls it when training starts. Networks fill their own before."""
+        if self.checkpoint is not None:
+            load_checkpoint(self.network, self.checkpoint)
+
+    def convert_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A published checkpoint of the network in this model's names; one of this model unchanged."""
+        own = self.state_dict()
+        if any(name in own for name in state_dict):
+            return dict(state_dict)
+        converted = convert_state_dict(unwrap(state_dict), self.network)
+        rest = {name: value for name, value in own.items() if not name.startswith("network.")}
+        return rest | {f"network.{name}": value for name, value in converted.items()}
+
+    def forward(
+        self,
+        image: Tensor | Sequence[Tensor],
+        label: Tensor | Sequence[Tensor] | None = None,
+        case: Sequence[Case] = (),
+        mode: Literal["tensor", "loss", "predict"] = "tensor",
+    ) -> Tensor | Sequence[Tensor] | dict[str, Tensor] | list[dict]:
+        """Train on, or segment, a batch.
+
+        Args:
+            image: (batch, channels, *size); or a list of such, which "loss" and "tensor" join.
+            label: class ids (batch, 1, *size), for "loss".
+            case: of each image, for "predict".
+            mode: "loss" for the training loss, "predict" for class ids, "tensor" for the network's output.
+
+        Returns:
+            The network's output; or `dict(loss=...)`; or for each image `labels`, uint8 (*size), and its `case`.
+        """
+        if mode == "predict":
+            images = image if isinstance(image, (list, tuple)) else image.split(1)
+            return [self._segment(one, case[i] if case else None) for i, one in enumerate(images)]
+        image = torch.cat(list(image)) if isinstance(image, (list, tuple)) else image
+        output = self.network(image)
+        if mode == "tensor":
+            return output
+        label = torch.cat(list(label)) if isinstance(label, (list, tuple)) else label
+        return dict(loss=self.loss(output, label))
+
+    @torch.no_grad()
+    def _segment(self, image: Tensor, case: Case | None) -> dict:
+        probabilities = self.windows(image, self.network)
+        return dict(labels=probabilities.argmax(1)[0].to(torch.uint8), case=case)

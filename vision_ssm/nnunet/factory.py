@@ -31,6 +31,13 @@ NETWORKS = {
     "UMambaV1Bot": "umamba_v1_bot",
     "LMaUNet": "lma_unet",
     "SegMamba": "segmamba",
+    "LightMUNet": "lightm_unet",
+    "NnMamba": "nnmamba_seg",
+    "SwinUMamba": "swin_umamba",
+    "SwinUMambaD": "swin_umamba_d",
+    "VMUNet": "vm_unet",
+    "VMUNetV2": "vm_unet_v2",
+    "MambaUNet": "mamba_unet",
 }
 
 # The layers of the networks that follow a plan. A plan may name others: they are refused, not replaced.

@@ -63,13 +63,13 @@ def _between(patch: Sequence[int], outputs: Sequence[torch.Tensor]) -> list[list
 
 
 def _forward(arch: Mapping, facts: NetworkFacts, patch: Sequence[int]) -> list[torch.Tensor]:
-    """The network's outputs for a patch, by shape alone: it costs neither memory nor time."""
+    """The network's outputs for a patch, by shape alone, without the cost of computing them."""
     kwargs = dict(arch["arch_kwargs"])
     for key in arch["_kw_requires_import"]:
         kwargs[key] = kwargs[key] and pydoc.locate(kwargs[key])
     kwargs.setdefault("name", facts.name)
-    with FakeTensorMode(), torch.no_grad():
-        model = Network(1, 2, facts.deep_supervision, **kwargs)
+    model = Network(1, 2, facts.deep_supervision, **kwargs)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         y = model(torch.empty(1, 1, *patch))
     outputs = y if isinstance(y, list) else [y]
     if any(output.dim() != len(patch) + 2 for output in outputs) or list(outputs[0].shape[2:]) != list(patch):

@@ -1,7 +1,6 @@
 """Check a download of BTCV's abdomen, or volumes of one's own in its layout, and write the data list for training.
 
-python tools/prepare_btcv.py data/btcv                                    # every voxel; writes dataset_0.json
-python tools/prepare_btcv.py data/btcv --quick                            # headers alone
+python tools/prepare_btcv.py data/btcv
 python tools/prepare_btcv.py data/mine --validation 0.2 --labels names.json
 """
 

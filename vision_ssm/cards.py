@@ -10,7 +10,7 @@ _PACKAGE = Path(__file__).parent
 _BACKBONES = ("vim", "vmamba", "local_mamba")
 _NETWORKS = (
     "umamba", "lma_unet", "segmamba", "lightm_unet", "nnmamba", "vm_unet", "mamba_unet", "medmamba", "swin_umamba",
-    "vivim",
+    "vivim", "mamba_nd",
 )  # fmt: skip
 
 

@@ -189,10 +189,13 @@ def test_a_file_without_a_state_dict(tmp_path, content):
         read(tmp_path / "model.pth")
 
 
-@pytest.mark.parametrize("envelope", ["model", "state_dict", "model_ema", "state_dict_ema", "ema_model", "module"])
+@pytest.mark.parametrize(
+    "envelope", ["model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema", "ema_model", "module"]
+)
 def test_envelopes(envelope):
     assert _equal(unwrap({envelope: WEIGHTS, "epoch": 1, "mean": torch.ones(3)}))
     assert _equal(unwrap({"state_dict": {envelope: {"module." + name: x for name, x in WEIGHTS.items()}}}))
+    assert _equal(unwrap({envelope: {"module._orig_mod." + name: x for name, x in WEIGHTS.items()}}))
 
 
 def test_weights_come_before_their_average():

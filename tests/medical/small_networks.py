@@ -8,13 +8,27 @@ import torch
 import torch.nn as nn
 
 from vision_ssm import medical
+from vision_ssm.medical import DenseNetwork
 
-SMALL = medical.model_names("*_test")
+# MedMamba classifies images: it passes the tests of the backbones.
+SMALL = [
+    name
+    for name in medical.model_names("*_test")
+    if isinstance(timm.create_model(name, device="meta"), DenseNetwork)
+]
 each_network = pytest.mark.parametrize("name", SMALL)
 
-# Sides of the inputs; networks of 32 divide by up to 32, the rest of the 2D ones are fed alike, the 3D ones by 16.
 SIDES = {2: (64, 96), 3: (16, 32, 16)}
-SIDES_OF = {"segmamba_test": (32, 32, 32), "umamba_2d_test": (32, 32), "umamba_3d_test": (16, 16, 16)}
+# Those that are made for one size, or need more.
+SIDES_OF = {
+    "segmamba_test": (32, 32, 32),
+    "umamba_2d_test": (32, 32),
+    "umamba_3d_test": (16, 16, 16),
+    "mamba_nd_3d_test": (32, 32, 32),
+    "swin_unet_weak_test": (64, 64),
+}
+FRAMES = {"vivim_test": 5}  # of the networks for video
+SIZED = ("umamba_2d_test", "umamba_3d_test", "mamba_nd_3d_test", "swin_unet_weak_test")  # take one size alone
 
 
 @functools.cache
@@ -38,7 +52,8 @@ def volumes(name: str, batch: int = 2, channels: int | None = None) -> torch.Ten
     """The same random input of a network in every test."""
     model = on_meta(name)
     sides = SIDES_OF.get(name, SIDES[model.dims])
-    shape = batch, channels or model.in_chans, *sides
+    frames = (FRAMES[name],) if name in FRAMES else ()
+    shape = batch, *frames, channels or model.in_chans, *sides
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 

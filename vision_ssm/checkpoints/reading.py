@@ -92,7 +92,11 @@ def _inert_load(file, **kwargs):
 
 _INERT_PICKLE = types.SimpleNamespace(Unpickler=_Unpickler, load=_inert_load, __name__="inert_pickle")
 
-_ENVELOPES = ("model", "state_dict", "model_ema", "state_dict_ema", "ema_model", "module", "network_weights")
+_ENVELOPES = (
+    "model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema", "ema_model", "module", "network_weights",
+)  # fmt: skip
+# What PyTorch's wrappers for several GPUs and for compilation put before every name.
+_WRAPPERS = ("module.", "_orig_mod.")
 
 
 def _first_line(error: Exception) -> str:
@@ -136,7 +140,7 @@ def read(source: str | Path | Mapping) -> Mapping:
 
 
 def unwrap(content: Mapping) -> dict[str, Tensor]:
-    """The state dict inside a checkpoint: out of its envelope, without `module.` prefixes and anything but tensors.
+    """The state dict inside a checkpoint: out of its envelope, without wrappers' prefixes and anything but tensors.
 
     Weights come before their moving average ("model" before "model_ema"): that is how the published files are meant.
     """
@@ -145,6 +149,7 @@ def unwrap(content: Mapping) -> dict[str, Tensor]:
         if isinstance(inner, Mapping):
             return unwrap(inner)
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    if tensors and all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    for prefix in _WRAPPERS:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            return unwrap({name.removeprefix(prefix): value for name, value in tensors.items()})
     return tensors

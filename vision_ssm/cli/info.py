@@ -40,7 +40,7 @@ def _input_size(model: nn.Module, facts: dict) -> list[int]:
     """Channels and sides; those of a volume are among the facts, since timm's configs know images alone."""
     if "input" in facts:
         return list(map(int, facts["input"].split("x")))
-    if model.pretrained_cfg["input_size"] is None:
+    if model.pretrained_cfg.get("input_size") is None:
         return [model.in_chans]
     return list(resolve_model_data_config(model)["input_size"])
 

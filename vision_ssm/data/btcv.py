@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .layout import Progress, Report
-from .nifti import Case, Cases, check_cases, find_cases
+from .volume_sets import Case, Cases, check_cases, find_cases
 
 __all__ = ["LABELS", "TEST", "TRAINING", "VALIDATION", "Btcv", "case", "check_btcv", "splits"]
 
@@ -40,21 +40,19 @@ def case(number: int, labelled: bool = True) -> Case:
 
 def check_btcv(
     root: str | Path,
-    decode: bool = True,
     jobs: int | None = None,
     expected: Btcv | None = None,
     labels: Sequence[str] = LABELS,
     progress: Progress | None = None,
 ) -> tuple[Report, Cases]:
-    """Check a folder of volumes: names, pairs of image and label, and every file.
+    """Check a folder of volumes: names, pairs of image and label, and every voxel.
 
     Args:
         root: holds `imagesTr` and `labelsTr`, or what RawData.zip holds: `Training/img` and `Training/label`.
-        decode: also decode every voxel; without, headers are read.
-        jobs: threads that decode.
+        jobs: threads that read.
         expected: what a complete set holds; None for a set of one's own, of any names and number.
         labels: names of the classes, the background first.
-        progress: called with the numbers of cases looked at and to look at.
+        progress: called with the numbers of cases read and to read.
 
     Returns:
         The report, and the cases that the set consists of.
@@ -69,7 +67,7 @@ def check_btcv(
         _compare(cases, report, expected)
     elif not cases.labelled:
         report.lack(cases.where[0], ["an image with a label"])
-    check_cases(cases, report, len(labels) - 1, decode, jobs, progress)
+    check_cases(cases, report, len(labels) - 1, jobs, progress)
     return report, cases
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..files import write_json
 from .btcv import LABELS, TRAINING, VALIDATION, Btcv, check_btcv, splits
 from .layout import LayoutError
-from .nifti import data_list, split_cases
+from .volume_sets import data_list, split_cases
 
 __all__ = ["main", "read_labels"]
 
@@ -39,8 +39,7 @@ def read_labels(names: Sequence[str]) -> list[str]:
 def _parser(title: str, default: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=title)
     parser.add_argument("root", nargs="?", type=Path, default=Path(default), help=f"the set's folder ({default})")
-    parser.add_argument("--quick", action="store_true", help="read headers alone, no voxels")
-    parser.add_argument("--jobs", type=int, help="threads that decode")
+    parser.add_argument("--jobs", type=int, help="threads that read")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report")
     parser.add_argument("--output", type=Path, metavar="FILE", help="data list to write (dataset_0.json in the folder)")
     own = parser.add_argument_group("a set of one's own in the same layout")
@@ -56,9 +55,7 @@ def _progress(done: int, number: int) -> None:
 
 def _prepare(args: argparse.Namespace, labels: Sequence[str]) -> int:
     own = args.validation is not None
-    report, cases = check_btcv(
-        args.root, not args.quick, args.jobs, None if own else Btcv(), labels, progress=_progress
-    )
+    report, cases = check_btcv(args.root, args.jobs, None if own else Btcv(), labels, progress=_progress)
     if args.json:
         write_json(args.json, report.as_dict())
     print("\n".join(report.lines()))

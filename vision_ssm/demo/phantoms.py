@@ -18,7 +18,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from ..data.btcv import LABELS, TEST, TRAINING, VALIDATION, case
-from ..data.nifti import data_list
+from ..data.volume_sets import data_list
 from ..files import remove_unfinished, write_atomically, write_json
 from .phantom_anatomy import Body, draw_patient, organs
 from .phantom_frame import Canvas, paint_bowel, paint_frame, paint_organ, paint_skeleton

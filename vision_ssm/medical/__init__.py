@@ -18,12 +18,15 @@ _FAMILIES = (
     "swin_umamba",
     "partners",
     "vivim",
+    "mamba_nd",
 )
 _registry.register(__name__, _FAMILIES)
 
-from ._vss import load_encoder  # noqa: E402 - after the registration, which names what is taken
+from ._base import DenseNetwork  # noqa: E402 - after the registration, which names what is taken
+from ._vss import load_encoder  # noqa: E402
 from .lightm_unet import LightMUNet  # noqa: E402
 from .lma_unet import LMaUNet  # noqa: E402
+from .mamba_nd import MambaND  # noqa: E402
 from .mamba_unet import MambaUNet  # noqa: E402
 from .medmamba import MedMamba  # noqa: E402
 from .nnmamba import NnMambaClassifier, NnMambaLandmark, NnMambaSeg  # noqa: E402
@@ -37,8 +40,10 @@ from .vm_unet import VMUNet  # noqa: E402
 from .vm_unet_v2 import VMUNetV2  # noqa: E402
 
 __all__ = [
+    "DenseNetwork",
     "LMaUNet",
     "LightMUNet",
+    "MambaND",
     "MambaUNet",
     "MedMamba",
     "NnMambaClassifier",

@@ -20,6 +20,10 @@ __all__ = [
 ]  # fmt: skip
 
 
+def _precise(logits: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(logits.dtype, torch.float32)
+
+
 def ramp_up(step: int, highest: float = 0.1, period: int = 150, length: int = 200) -> float:
     """Weight of the pseudo-labels at a training step: `highest` * exp(-5 (1 - t)^2), where t grows to 1.
 
@@ -42,7 +46,7 @@ def dice_loss(logits: torch.Tensor, target: torch.Tensor, smooth: float = 1e-5) 
     Returns:
         A scalar, in float32 at least.
     """
-    p = logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    p = logits.softmax(dim=1, dtype=_precise(logits))
     y = F.one_hot(target, logits.shape[1]).movedim(-1, 1).to(p.dtype)
     axes = (0, *range(2, p.dim()))
     total = p.square().sum(axes) + y.sum(axes)
@@ -51,7 +55,8 @@ def dice_loss(logits: torch.Tensor, target: torch.Tensor, smooth: float = 1e-5) 
 
 def consistency_loss(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Mean squared difference of two networks' logits, averaged over each image and scaled to length 1."""
-    vectors = (F.normalize(logits.float().flatten(2).mean(dim=2), dim=1) for logits in (first, second))
+    means = (logits.flatten(2).mean(dim=2, dtype=_precise(logits)) for logits in (first, second))
+    vectors = (F.normalize(mean, dim=1) for mean in means)
     return F.mse_loss(*vectors)
 
 

@@ -9,7 +9,7 @@ import random
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ _LAYOUTS = (
       for top in ("", "RawData/", "Abdomen/RawData/")),
 )  # fmt: skip
 _SPACING = 0.1, 20.0  # mm: beyond it the unit is wrong, or the header
-_SHIFT = 0.1  # voxels by which a label's corners may lie off its image's
 
 
 @dataclass(frozen=True)
@@ -97,112 +96,55 @@ def find_cases(root: str | Path, report: Report) -> Cases:
     )
 
 
-def _open(path: Path, name: str, decode: bool) -> tuple[Any, Wrong | None]:
-    """A volume as nibabel's image, or what is wrong with it; decoded from the first byte to the checksum on demand."""
+def _file(path: Path, name: str) -> list[Wrong]:
+    """What is wrong with a file's compression, to its checksum, or with its header."""
     import nibabel
 
     try:
-        if not decode:
-            return nibabel.load(path), None
-        raw = gzip.decompress(path.read_bytes())
-        kinds = nibabel.Nifti1Image, nibabel.Nifti2Image
-        kind = next((k for k in kinds if k.header_class.may_contain_header(raw[:1024])), kinds[0])
-        volume = kind.from_bytes(raw)
-        np.asanyarray(volume.dataobj)  # fewer bytes than the header says
-        return volume, None
-    except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
+        with gzip.open(path) as file:
+            while file.read(1 << 24):
+                pass
+        volume = nibabel.load(path)
+    except (OSError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
         reason = " ".join(str(error).replace(str(path), name).split())
-        return None, Wrong(name, f"cannot be read: {reason}", "a whole gzipped NIfTI volume")
-    except nibabel.spatialimages.HeaderDataError as error:
-        return None, Wrong(name, f"has a bad header: {error}", "a NIfTI volume")
-
-
-def _geometry(name: str, volume: Any) -> list[Wrong]:
-    """What is wrong with a volume's shape, its spacing or its place in space."""
+        return [Wrong(name, f"cannot be read: {reason}", "a whole gzipped NIfTI volume")]
     if len(volume.shape) != 3 or min(volume.shape) < 2:
         return [Wrong(name, f"has the shape {volume.shape}", "three dimensions")]
-    header = volume.header
-    if not int(header["sform_code"]) and not int(header["qform_code"]):
+    if not int(volume.header["sform_code"]) and not int(volume.header["qform_code"]):
         return [Wrong(name, "has neither sform nor qform", "an affine: without one, right and left are unknown")]
-    spacing = np.linalg.norm(volume.affine[:3, :3], axis=0)
+    axes = volume.affine[:3, :3]
+    spacing = np.linalg.norm(axes, axis=0)
     if not (np.isfinite(volume.affine).all() and spacing.min() >= _SPACING[0] and spacing.max() <= _SPACING[1]):
         found = " x ".join(f"{value:.4g}" for value in spacing)
         return [Wrong(name, f"has voxels of {found} mm", "{} to {} mm".format(*_SPACING))]
-    if abs(np.linalg.det(volume.affine[:3, :3])) < 0.1 * spacing.prod():
+    if abs(np.linalg.det(axes)) < 0.1 * spacing.prod():
         return [Wrong(name, "has axes that lie in one plane", "an affine with three directions")]
     return []
 
 
-def _pair(label_name: str, image: Any, label: Any) -> list[Wrong]:
-    """Where a label's grid is not its image's."""
-    if image.shape != label.shape:
-        return [Wrong(label_name, f"has the shape {label.shape}", f"{image.shape}, as its image")]
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape], indexing="ij")).reshape(3, 8)
-    difference = label.affine - image.affine
-    shift = np.linalg.norm(difference[:3, :3] @ corners + difference[:3, 3:], axis=0).max()
-    if shift > _SHIFT * np.linalg.norm(image.affine[:3, :3], axis=0).min():
-        return [Wrong(label_name, f"lies {shift:.3g} mm off its image", "the same affine")]
-    return []
+def _check(folder: Path, classes: int, case: Case) -> list[Wrong]:
+    """What is wrong with a case's files, each by itself and then together."""
+    from .volume_files import check_volume
 
-
-def _image_voxels(name: str, volume: Any) -> list[Wrong]:
-    voxels = np.asanyarray(volume.dataobj)
-    if bad := int((~np.isfinite(voxels)).sum()):
-        return [Wrong(name, f"{bad:,} voxels are not finite", "none")]
-    if voxels.min() == voxels.max():
-        return [Wrong(name, f"all voxels are {voxels.flat[0]}", "an image")]
-    return []
-
-
-def _label_voxels(name: str, volume: Any, classes: int) -> list[Wrong]:
-    ids = np.unique(np.asanyarray(volume.dataobj))
-    if not np.isfinite(ids).all() or (ids != np.round(ids)).any():
-        bad = ids[~np.isfinite(ids) | (ids != np.round(ids))][0]
-        return [Wrong(name, f"a voxel is {bad:g}", "whole numbers, a class each")]
-    if ids[0] < 0 or ids[-1] > classes:
-        return [Wrong(name, f"class {int(ids[0] if ids[0] < 0 else ids[-1])}", f"0 to {classes}")]
-    return [Wrong(name, "is background alone", "an organ")] if ids[-1] == 0 else []
-
-
-def _check(folder: Path, classes: int, decode: bool, case: Case) -> list[Wrong]:
-    """What is wrong with a case's files."""
-    image, bad = _open(folder / case.image, case.image, decode)
-    wrong = [bad] if bad else _geometry(case.image, image)
-    sound = not wrong
-    if sound and decode:
-        wrong += _image_voxels(case.image, image)
-    if case.label is None:
+    names = {str(folder / name): name for name in (case.image, case.label) if name}
+    if wrong := [bad for path, name in names.items() for bad in _file(Path(path), name)]:
         return wrong
-    label, bad = _open(folder / case.label, case.label, decode)
-    if bad:
-        return [*wrong, bad]
-    if sound and not (off := _geometry(case.label, label)):
-        off = _pair(case.label, image, label)
-        wrong += off
-    elif sound:
-        wrong += off
-    if decode and label.shape:
-        wrong += _label_voxels(case.label, label, classes)
-    return wrong
+    label = folder / case.label if case.label else None
+    found = check_volume(folder / case.image, label, range(classes + 1))
+    return [replace(wrong, file=names[wrong.file]) for wrong in found]
 
 
 def check_cases(
-    cases: Cases,
-    report: Report,
-    classes: int,
-    decode: bool = True,
-    jobs: int | None = None,
-    progress: Progress | None = None,
+    cases: Cases, report: Report, classes: int, jobs: int | None = None, progress: Progress | None = None
 ) -> None:
-    """Open every volume and add what is wrong to the report.
+    """Read every volume whole and add what is wrong to the report.
 
     Args:
         cases: of `find_cases`.
         report: is added to.
         classes: highest class of a label; 0 is the background.
-        decode: also decode every voxel: whole files, finite values, classes within range. Without, headers are read.
-        jobs: threads that decode.
-        progress: called with the numbers of cases looked at and to look at.
+        jobs: threads that read.
+        progress: called with the numbers of cases read and to read.
 
     Raises:
         ImportError: nibabel is missing.
@@ -210,8 +152,8 @@ def check_cases(
     import nibabel  # noqa: F401  (missing, it is not every file's fault)
 
     every = [*cases.labelled.values(), *cases.test.values()]
-    report.wrong += each(partial(_check, cases.folder, classes, decode), every, jobs, progress)
-    report.found["cases decoded" if decode else "cases opened"] = len(every)
+    report.wrong += each(partial(_check, cases.folder, classes), every, jobs, progress)
+    report.found["cases read"] = len(every)
 
 
 def split_cases(keys: Sequence[str], validation: float, seed: int) -> tuple[list[str], list[str]]:

@@ -34,7 +34,7 @@ def _losses(config: Mapping | Sequence[Mapping], num_classes: int) -> nn.ModuleL
     for loss in losses:
         if num_classes == 1 and getattr(loss, "use_sigmoid", False):
             raise ConfigError(
-                f"`loss_decode` has a {type(loss).__name__} with use_sigmoid=True: set it False, since a network of one "
+                f"`loss_decode` has a {type(loss).__name__} with use_sigmoid=True: set it False, a network of one "
                 "class has a softmax over background and class here, which is the same"
             )
     return losses

@@ -21,7 +21,9 @@ __all__ = ["NetworkSegmentor"]
 def _network(config: Mapping) -> nn.Module:
     network, name = build_network(config), config.get("name")
     if name is not None and (not isinstance(network, DenseNetwork) or network.dims != 2):
-        raise ConfigError(f"`network` is {name}, which maps no image to a map of classes: a backbone is for an encoder")
+        raise ConfigError(
+            f"`network` is {name}, which maps no image to a map of classes; backbones are for `TimmFeatures`"
+        )
     if not isinstance(getattr(network, "num_classes", None), int):
         raise ConfigError(f"`network` is a {type(network).__name__} without `num_classes`: expected the number as such")
     if getattr(network, "activation", False):
@@ -62,8 +64,8 @@ class NetworkSegmentor(EncoderDecoder):
         ignore_index: label of pixels that do not count.
         data_preprocessor: MMSegmentation's. In training its `size` or `size_divisor` makes the sides fit the network.
         test_cfg: `mode` "whole" (default), or "slide" with `crop_size` and `stride`. Images whose sides do not fit are
-            padded with zeros at the right and at the bottom and the logits cropped; sliding windows are padded to
-            `crop_size` too, for networks of one size. What is padded are normalised images: zero is the mean.
+            padded at the right and at the bottom, with zeros after the normalisation, and the logits cropped; windows
+            are padded to `crop_size` too, for networks that take one size alone.
         train_cfg: not used; MMSegmentation's tools set it.
         pretrained: another name of `checkpoint`.
 

@@ -197,8 +197,8 @@ _VARIANTS = {
     "umamba_v1_enc_2d": dict(where="encoder", **_PLAN_2D),
     "umamba_v1_bot_3d": dict(where="bottleneck", **_PLAN_3D),
     "umamba_v1_enc_3d": dict(where="encoder", **_PLAN_3D),
-    "umamba_2d_test": dict(where="encoder", input_size=(32, 32), **_SMALL_2D),
-    "umamba_3d_test": dict(where="encoder", input_size=(16, 16, 16), **_SMALL_3D),
+    "umamba_2d_test": dict(where="encoder", input_size=(16, 24), **_SMALL_2D),
+    "umamba_3d_test": dict(where="encoder", input_size=(8, 16, 12), **_SMALL_3D),
     "umamba_v1_3d_test": dict(where="encoder", **_SMALL_3D),
 }
 

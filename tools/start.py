@@ -3,6 +3,7 @@
     python tools/start.py digits [arguments of `vision-ssm train-digits`]
     python tools/start.py digits-segmentation [arguments of `vision-ssm train`]
     python tools/start.py digits-detection [arguments of `vision-ssm train`]
+    python tools/start.py phantoms [arguments of `vision-ssm train`]
     python tools/start.py test [arguments of pytest]
 
 Makes a virtual environment in `.venv` (or the folder that VISION_SSM_VENV names), installs the package with what the
@@ -21,6 +22,7 @@ JOBS = {
     "digits": ("demo", ["-m", "vision_ssm", "train-digits"]),
     "digits-segmentation": ("demo,openmmlab", ["tools/train.py", "configs/demo/digits_segmentation.py", "--resume"]),
     "digits-detection": ("demo,openmmlab", ["tools/train.py", "configs/demo/digits_detection.py", "--resume"]),
+    "phantoms": ("demo,medical", ["tools/train.py", "configs/demo/phantom_umamba3d.py", "--resume"]),
     "test": ("dev", ["-m", "pytest", "-n", "auto", "--maxprocesses", "8", "--dist", "loadfile"]),
 }
 # Installed after the package, one by one. nnU-Net's dependencies ask for an older timm than ours, so that pip resolves

@@ -254,6 +254,13 @@ def test_unknown_networks(network, message):
         VolumeSegmentor(network, dict(roi_size=(8, 8, 8)))
 
 
+def test_gradient_checkpointing_by_config():
+    network = dict(name="umamba_3d_test", in_chans=1, num_classes=3, with_cp=True)
+    assert VolumeSegmentor(network, dict(roi_size=(8, 16, 12))).network.decoder.grad_checkpointing
+    with pytest.raises(ConfigError, match="`with_cp`: Identity has no gradient checkpointing"):
+        VolumeSegmentor(dict(type="torch.nn.Identity", with_cp=True), dict(roi_size=(8, 8, 8)))
+
+
 def test_weights_of_the_network_alone(tmp_path):
     """As a start, and as a checkpoint of the whole model: a file of this package, or a published one."""
     network = dict(name="umamba_3d_test", in_chans=1, num_classes=3)

@@ -18,12 +18,23 @@ def build_network(config: Mapping) -> nn.Module:
 
     Args:
         config: `name` of a model in timm, or `type`: a registered class or a dotted path
-            ("monai.networks.nets.UNet"); and its arguments.
+            ("monai.networks.nets.UNet"); and its arguments. `with_cp=True` recomputes activations in the backward
+            pass (gradient checkpointing), for models that can.
 
     Raises:
-        ConfigError: no such model; close names are given.
+        ConfigError: no such model; close names are given. Or it has no gradient checkpointing.
     """
     arguments = dict(config)
+    recompute = arguments.pop("with_cp", False)
+    network = _built(arguments)
+    if recompute:
+        if not hasattr(network, "set_grad_checkpointing"):
+            raise ConfigError(f"`with_cp`: {type(network).__name__} has no gradient checkpointing")
+        network.set_grad_checkpointing()
+    return network
+
+
+def _built(arguments: dict) -> nn.Module:
     if "type" in arguments:
         return MODELS.build(arguments)
     name = arguments.pop("name", None)

@@ -21,7 +21,7 @@ def as_map(tokens: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def in_full_precision(function: Callable[..., torch.Tensor], x: torch.Tensor, *args) -> torch.Tensor:
     """`function(x, ...)` outside of autocast, which overflows in float16 where Mamba is trained."""
-    if torch.is_autocast_enabled(x.device.type):
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
             return function(x.float(), *args)
     return function(x, *args)

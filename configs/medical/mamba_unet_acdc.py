@@ -54,5 +54,5 @@ published = dict(
     dice=92.81,
     checkpoint=None,
     source="https://github.com/ziyangwang007/Mamba-UNet",
-    note="the mean over slices at 224x224; here volumes at their own grid",
+    note="on files of its own preprocessing",
 )

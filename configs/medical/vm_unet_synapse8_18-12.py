@@ -62,5 +62,5 @@ published = dict(
     hd95=19.21,
     checkpoint=None,
     source="https://github.com/JCruan519/VM-UNet",
-    note="distances there are in voxels; here in millimetres",
+    note="by TransUNet's evaluation: distances in voxels (from memory), here in millimetres",
 )

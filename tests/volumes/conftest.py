@@ -2,6 +2,7 @@
 
 import logging
 
+import numpy as np
 import pytest
 
 
@@ -12,6 +13,12 @@ def quiet():
     logging.disable(logging.WARNING)
     yield
     logging.disable(before)
+
+
+@pytest.fixture(autouse=True)
+def seeded_crops():
+    """Samples that are drawn without an engine follow NumPy's generator."""
+    np.random.seed(0)
 
 
 @pytest.fixture(autouse=True)

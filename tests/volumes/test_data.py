@@ -127,6 +127,11 @@ def test_several_channels(root):
 # Bad configs
 
 
+def test_memory_is_for_training(whole):
+    with pytest.raises(ConfigError, match="are for training"):
+        _dataset(whole, "validation", cache_rate=1.0)
+
+
 def test_unknown_transform():
     with pytest.raises(ConfigError, match=r"no transform 'Spacing2d' .* did you mean .*Spacingd"):
         build_transforms([dict(type="Spacing2d", keys=["image"])])

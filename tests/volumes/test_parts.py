@@ -5,6 +5,7 @@ import math
 import weakref
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 
@@ -13,6 +14,7 @@ pytest.importorskip("monai")
 from torch import nn
 from volumes.tiny_volumes import Threshold
 
+from vision_ssm.checkpoints import CheckpointError
 from vision_ssm.engine import ConfigError
 from vision_ssm.volumes import Case, DeepSupervision, SlidingWindows, VolumeMetrics, VolumeSegmentor
 from vision_ssm.volumes.metrics import dice, hausdorff95
@@ -250,3 +252,23 @@ def test_networks_by_name_train_and_predict(network):
 def test_unknown_networks(network, message):
     with pytest.raises(ConfigError, match=message):
         VolumeSegmentor(network, dict(roi_size=(8, 8, 8)))
+
+
+def test_weights_of_the_network_alone(tmp_path):
+    """As a start, and as a checkpoint of the whole model: a file of this package, or a published one."""
+    network = dict(name="umamba_3d_test", in_chans=1, num_classes=3)
+    source = timm.create_model("umamba_3d_test", in_chans=1, num_classes=3)
+    path = tmp_path / "network.pth"
+    torch.save(source.state_dict(), path)
+    started = VolumeSegmentor(network, dict(roi_size=(16, 16, 16)), checkpoint=str(path))
+    assert not all(torch.equal(a, b) for a, b in zip(started.network.parameters(), source.parameters(), strict=True))
+    started.init_weights()
+    other = VolumeSegmentor(network, dict(roi_size=(16, 16, 16)), loss=dict(weight=[1.0, 2.0, 3.0]))
+    other.load_state_dict(other.convert_state_dict(dict(network_weights=source.state_dict())))
+    for model in (started, other):
+        assert all(torch.equal(a, b) for a, b in zip(model.network.parameters(), source.parameters(), strict=True))
+    own = other.state_dict()
+    assert other.convert_state_dict(own) == own
+    torch.save({"stem.weight": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match=r"network\.pth"):
+        started.init_weights()

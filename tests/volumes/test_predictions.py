@@ -97,6 +97,28 @@ def test_outside_of_what_the_network_saw_is_background():
     assert torch.equal(result, expected)
 
 
+def test_scaled_integers_of_several_channels(tmp_path):
+    """A 4D file whose voxels are int16 with a slope: the prediction is 3D, uint8 and not scaled."""
+    root = tiny_volumes.write(tmp_path / "data", train=1, val=1)
+    path = root / "imagesTr/img0001.nii.gz"
+    voxels = nibabel.load(path).get_fdata()
+    stored = nibabel.Nifti1Image(np.stack([voxels] * 3, -1), oblique())
+    stored.set_data_dtype(np.int16)
+    stored.header.set_xyzt_units("mm")
+    nibabel.save(stored, path)
+    assert nibabel.load(path).header["scl_slope"] not in (0, 1)
+    cfg = _perfect(root)
+    cfg.model.network = dict(type="volumes.tiny_volumes.ColourThreshold")
+    model = VolumeSegmentor(cfg.model.network, dict(roi_size=(12, 12, 12)))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / "perfect.pth")
+    assert evaluate(cfg, tmp_path / "perfect.pth", tmp_path / "run", out=tmp_path / "out")["mean_dice"] == 1
+    prediction = nibabel.load(tmp_path / "out/img0001.nii.gz")
+    truth = nibabel.load(root / "labelsTr/label0001.nii.gz")
+    assert prediction.shape == truth.shape and prediction.get_data_dtype() == np.uint8
+    assert np.array_equal(prediction.get_fdata(), truth.get_fdata()) and np.allclose(prediction.affine, oblique())
+    assert prediction.header.get_xyzt_units()[0] == "mm"
+
+
 def test_written_predictions_stay_when_a_volume_fails(checkpoint, tmp_path):
     root = tiny_volumes.write(tmp_path / "data", train=1, val=3)
     broken = root / "imagesTr/img0002.nii.gz"

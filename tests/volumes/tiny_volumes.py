@@ -109,7 +109,7 @@ def loading(*keys: str) -> list[dict]:
     return [
         dict(type="LoadImaged", keys=keys),
         dict(type="EnsureChannelFirstd", keys=keys),
-        dict(type="Orientationd", keys=keys, axcodes="RAS"),
+        dict(type="Orientationd", keys=keys, axcodes="RAS", labels=None),
         dict(type="Spacingd", keys=keys, pixdim=SPACING, mode=mode),
         dict(type="CropForegroundd", keys=keys, source_key="image", margin=1, allow_smaller=True),
     ]

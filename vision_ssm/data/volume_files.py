@@ -8,13 +8,17 @@ from typing import NamedTuple
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from PIL import Image
 
 from .layout import Wrong
 
 __all__ = ["Volume", "check_volume", "read_grid", "read_labels", "read_volume"]
 
-_UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, zlib.error, ImageFileError, Image.DecompressionBombError)
+_UNREADABLE = (
+    OSError, EOFError, ValueError, SyntaxError, zlib.error, ImageFileError, HeaderDataError,
+    Image.DecompressionBombError,
+)  # fmt: skip
 _SHOWN = 5
 
 

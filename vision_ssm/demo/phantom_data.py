@@ -23,4 +23,4 @@ class PhantomVolumes(VolumeDataset):
         if is_main_process():
             write(data_root, Phantoms(**(phantoms or {})))
         barrier()
-        super().__init__(data_root=data_root, data_list="dataset_0.json", **kwargs)
+        super().__init__(data_root=data_root, **kwargs)

@@ -161,11 +161,13 @@ def find_volumes(
 class VolumeSheet(Hook):
     """Writes `metrics.json` after each evaluation, and `predictions.png` when the run ends.
 
+    Metrics that have an `output_dir` of None write their predictions to the work folder.
+
     Args:
         data_list: of the data set, JSON.
         split: that is evaluated.
         samples: number of cases in the picture, the first ones.
-        predictions: folder of predictions in the work folder.
+        predictions: folder of predictions in the work folder, where the metrics name no other.
         window: densities that are black and white, HU.
     """
 
@@ -181,6 +183,15 @@ class VolumeSheet(Hook):
     ):
         self.data_list, self.split, self.samples, self.predictions = data_list, split, samples, predictions
         self.window = float(window[0]), float(window[1])
+
+    def before_run(self, runner) -> None:
+        """Have the predictions written."""
+        for loop in (runner._val_loop, runner._test_loop):
+            for metric in getattr(getattr(loop, "evaluator", None), "metrics", ()):
+                if getattr(metric, "output_dir", "") is None:
+                    metric.output_dir = str(Path(runner.work_dir) / self.predictions)
+                elif getattr(metric, "output_dir", ""):
+                    self.predictions = metric.output_dir
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
         """Write the metrics."""

@@ -22,7 +22,7 @@ from .transforms import build_transforms, mapped_labels
 __all__ = ["VolumeDataset"]
 
 
-def _content(path: Path):
+def _content(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -103,7 +103,8 @@ class VolumeDataset(torch.utils.data.Dataset):
         self.label_map = {int(old): int(new) for old, new in (label_map or {}).items()}
         if beyond := sorted(new for new in self.label_map.values() if not 0 <= new < len(classes)):
             raise ConfigError(f"`label_map` leads to {beyond}, beyond the {len(classes)} classes")
-        self.configs = transforms
+        if test_mode and (cache_rate or cache_dir):
+            raise ConfigError("`cache_rate` and `cache_dir` are for training: in tests each volume is read once")
         self.transform = build_transforms(transforms, None if test_mode else self.label_map)
         self.items = _listed(data_list, split, self.data_root)
         if not test_mode and (without := [item["image"] for item in self.items if "label" not in item]):
@@ -117,8 +118,6 @@ class VolumeDataset(torch.utils.data.Dataset):
 
     def _on_disk(self, inputs: list[dict], folder: Path, transforms: Sequence[Mapping]) -> PersistentDataset:
         """Another folder for other transforms or ids; another file when one of the data changes."""
-        if self.test_mode:
-            raise ConfigError("`cache_dir` is for training: tests need the grid of the file")
         recipe = hashlib.sha256(repr(([dict(one) for one in transforms], sorted(self.label_map.items()))).encode())
         inputs = [item | {"stamp": " ".join(map(file_stamp, _paths(item)))} for item in inputs]
         return PersistentDataset(inputs, self.transform, folder / recipe.hexdigest()[:16], hash_func=pickle_hashing)

@@ -66,6 +66,8 @@ class VolumeMetrics(BaseMetric):
         prefix: of the names.
     """
 
+    default_prefix = ""  # none, and MMEngine does not warn
+
     def __init__(
         self,
         classes: Sequence[str],

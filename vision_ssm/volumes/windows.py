@@ -44,6 +44,7 @@ class SlidingWindows:
             raise ValueError(f"`flips` is {tuple(flips)}: expected axes below {len(roi_size)}")
         self.roi_size, self.overlap, self.sw_batch_size = tuple(roi_size), overlap, sw_batch_size
         self.device, self.flips = device, tuple(flips)
+        self._padded: set[tuple[int, ...]] = set()  # sizes that the log has
 
     def __call__(self, image: Tensor, network: Network) -> Tensor:
         """Probabilities (batch, classes, *size) in float32.
@@ -66,7 +67,8 @@ class SlidingWindows:
 
     def _stitched(self, image: Tensor, network: Network) -> Tensor:
         size = tuple(image.shape[2:])
-        if any(side < window for side, window in zip(size, self.roi_size, strict=True)):
+        if size not in self._padded and any(a < b for a, b in zip(size, self.roi_size, strict=True)):
+            self._padded.add(size)
             print_log(f"an image of {size} is smaller than the window {self.roi_size}: padded with 0", logger="current")
         return sliding_window_inference(
             image.float(),

@@ -62,7 +62,7 @@ def _sequential(result: dict) -> str:
 
 def _share(result: dict) -> str:
     return (
-        f"The Mamba layers take {100 * result['share']:.1f}% of a forward pass of `{result['network']}` at "
+        f"The Mamba layers take {100 * result['share']:.2g}% of a forward pass of `{result['network']}` at "
         f"{_size(result['patch'])}."
     )
 

@@ -120,7 +120,7 @@ def test_network_results_become_text_and_tables():
     text = network_figures([_network_file()])
     assert "Measured on C, 2 threads, torch 2.0, 2000-01-01, batch 1." in text
     assert "`n` at 32x64x64, forward, float32: 0.500 s; with mamba_ssm's sequential scan" in text
-    assert "20 times as long" in text and "take 12.3% of a forward pass of `n` at 96x96x96" in text
+    assert "20 times as long" in text and "take 12% of a forward pass of `n` at 96x96x96" in text
     assert "| `n` | 96x96x96 | 1.5 s, 2.0 GiB | more than 12 GiB | does not take this size |" in text
     assert text.count("| 126x64x64 |") == 1 and "| 126x64x64 | 0.25 | 2 | 512 MiB | 30 MiB |" in text
     assert "broken" not in text
@@ -140,7 +140,7 @@ def test_later_network_results_replace_earlier():
     later = _network_file()
     later["networks"] = [dict(later["networks"][1], share=0.5)]
     text = network_figures([_network_file(), later])
-    assert "50.0%" in text and "12.3%" not in text and "| `n` | 96x96x96 |" in text
+    assert "50%" in text and "12%" not in text and "| `n` | 96x96x96 |" in text
 
 
 # The peer's build

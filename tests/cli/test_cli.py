@@ -527,7 +527,7 @@ def test_benchmark_of_networks_writes_case_by_case(monkeypatch, capsys, tmp_path
     assert main(["benchmark", "networks", "-o", str(path), *options]) == 1
     printed = capsys.readouterr()
     assert printed.err == "vision-ssm: error: memory_m: broken\n"
-    for text in ("c takes 15.6 times ours", "5.0%", "stopped: more than 2 GiB", "refused: too small", "63x32x32"):
+    for text in ("c takes 15.6 times ours", "5%", "stopped: more than 2 GiB", "refused: too small", "63x32x32"):
         assert text in printed.out
     names, settings = seen[0]
     assert names == [f"memory_{name}" for name in networks.MEMORY]

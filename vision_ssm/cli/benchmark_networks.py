@@ -109,7 +109,7 @@ def _print_sequential(console, result: dict) -> None:
 
 def _print_share(console, result: dict) -> None:
     time = result["times_ms"][result["network"]]["median"]
-    rows = [[str(result["layers"]), f"{100 * result['share']:.1f}%", f"{time:.0f}"]]
+    rows = [[str(result["layers"]), f"{100 * result['share']:.2g}%", f"{time:.0f}"]]
     print_table(console, rows, ("token mixers", "share of the forward pass", "median ms"), _title(result))
 
 

@@ -12,8 +12,8 @@ PACKAGE = ROOT / "vision_ssm"
 
 # Lower floors first; a module imports only from its own floor's folder or from below.
 FLOORS = (
-    "ops", "scan", "layers", "cards", "checkpoints", "models", "medical", "registry", "files", "data", "engine",
-    "volumes", "openmmlab", "demo", "benchmark", "cli",
+    "ops", "scan", "layers", "cards", "checkpoints", "models", "medical", "registry", "nnunet", "files", "data",
+    "engine", "volumes", "openmmlab", "demo", "benchmark", "cli",
 )  # fmt: skip
 # Third parties that only one folder may import, and that must not be needed anywhere else.
 ONLY_IN = {
@@ -31,6 +31,7 @@ ONLY_IN = {
     "mmdet": ("openmmlab", "demo"),
     "monai": ("volumes",),
     "nibabel": ("data", "volumes", "demo"),
+    "nnunetv2": ("nnunet",),
     "triton": ("ops",),
 }
 # A checkpoint that fits nothing asks the registry for the model that it is for.
@@ -106,7 +107,7 @@ def test_modules_of_extras_are_not_imported():
     code = """
 import sys, vision_ssm
 names = ("rich", "matplotlib", "sklearn", "fvcore", "einops", "mambapy", "monai", "nibabel", "mmengine", "mmcv")
-print([m for m in names if m in sys.modules])
+print([m for m in (*names, "nnunetv2") if m in sys.modules])
 """
     before = "import sys, timm; print([m for m in ('rich', 'matplotlib') if m in sys.modules])"
     assert _python(code).strip() in ("[]", _python(before).strip())

@@ -26,16 +26,25 @@ def _weights(published: dict) -> str:
     return f"[file]({published['checkpoint']})" if published["checkpoint"] else "none"
 
 
+def _networks(folder: str) -> list[tuple[str, str, str, dict]]:
+    """Link, network and data of a folder's configs of whole networks, and their content."""
+    found = []
+    for path in sorted((CONFIGS / folder).glob("*.py")):
+        config = runpy.run_path(str(path))
+        if "network" in config.get("model", {}):
+            network, _, data = config["__doc__"].splitlines()[0].removesuffix(".").partition(", ")
+            found.append((f"[{path.stem}]({folder}/{path.name})", network, data, config))
+    return found
+
+
 def _medical() -> list[str]:
     """Rows of the configs of medical volumes; some have no published figure of their protocol."""
     lines = []
-    for path in sorted((CONFIGS / "medical").glob("*.py")):
-        config = runpy.run_path(str(path))
-        network, _, data = config["__doc__"].splitlines()[0].removesuffix(".").partition(", ")
+    for link, network, data, config in _networks("medical"):
         published = config.get("published", {})
         figures = " | ".join(str(published.get(key, "–")) for key in ("dice", "hd95"))
         note = published.get("note", "")
-        lines.append(f"| [{path.stem}](medical/{path.name}) | {network} | {data} | {figures} | {note} |")
+        lines.append(f"| {link} | {network} | {data} | {figures} | {note} |")
     return lines
 
 
@@ -50,6 +59,8 @@ def tables() -> str:
     for name, published in _rows("detection"):
         both = f"{published['box_AP']}{_mark(published)} | {published['mask_AP']}"
         lines.append(f"| {name} | {both} | {_weights(published)} |")
+    lines += ["", "| MMSegmentation, whole networks | network | data |", "|---|---|---|"]
+    lines += [f"| {link} | {network} | {data} |" for link, network, data, _ in _networks("segmentation")]
     lines += ["", "| medical | network | data | Dice | HD95 | that figure |", "|---|---|---|---|---|---|", *_medical()]
     return "\n".join(lines)
 

@@ -23,12 +23,15 @@ JOBS = {
     "digits-detection": ("demo,openmmlab", ["tools/train.py", "configs/demo/digits_detection.py", "--resume"]),
     "test": ("dev", ["-m", "pytest", "-n", "auto", "--maxprocesses", "8", "--dist", "loadfile"]),
 }
+# Installed after the package, one by one. nnU-Net's dependencies ask for an older timm than ours, so that pip resolves
+# no set with both; they run with the newer one, which therefore comes last.
+AFTERWARDS = {"dev": (["nnunetv2>=2.8.1,<3"], ["--no-deps", "--upgrade", "timm>=1.0.31"])}
 
 
 def _fingerprint(extra: str) -> str:
     """Changes when the installed package would."""
     files = [ROOT / "pyproject.toml", *(p for p in (ROOT / "kernels").rglob("*") if p.is_file())]
-    digest = hashlib.sha256(extra.encode())
+    digest = hashlib.sha256(f"{extra} {AFTERWARDS.get(extra)}".encode())
     for file in sorted(files):
         digest.update(file.read_bytes())
     return digest.hexdigest()
@@ -47,6 +50,8 @@ def _environment(extra: str) -> Path:
         pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
         subprocess.run([*pip, "torch", "torchvision", "timm>=1.0.31"], check=True)  # together, so that they match
         subprocess.run([*pip, "--editable", f"{ROOT}[{extra}]"], check=True)
+        for requirements in AFTERWARDS.get(extra, ()):
+            subprocess.run([*pip, *requirements], check=True)
         stamps[extra].write_text(_fingerprint(extra))
     return python
 

@@ -1,19 +1,17 @@
-"""What every network for dense prediction owes its users: building, sizes, training, precision, graphs, saving."""
+"""What every network for dense prediction owes its users: cards, building, sizes, training."""
 
-import importlib
+import inspect
 import json
 import math
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-import torch.nn as nn
 from small_networks import FRAMES, SIZED, SMALL, create, each_network, error, logits, on_meta, step, volumes
-from timm.models._hub import save_for_hf
-from torch.utils.flop_counter import FlopCounterMode
 
 import vision_ssm
 from vision_ssm import medical
@@ -21,7 +19,7 @@ from vision_ssm.cards import network_facts
 
 ALL = medical.model_names()
 PUBLISHED = [name for name in ALL if not name.endswith("_test")]
-SUPERVISED = [name for name in SMALL if hasattr(getattr(on_meta(name), "decoder", None), "deep_supervision")]
+SUPERVISED = [name for name in SMALL if "deep_supervision" in inspect.signature(type(on_meta(name))).parameters]
 CLASSIFIERS = ("nnmamba_cls_test",)
 
 
@@ -136,7 +134,7 @@ def test_other_sizes(name: str) -> None:
 def test_samples_of_a_batch_are_independent(name: str) -> None:
     model, x = create(name), volumes(name, 3)
     single = torch.cat([logits(model(one[None]))[0] for one in x])
-    torch.testing.assert_close(logits(model(x))[0], single, rtol=1e-4, atol=1e-4)
+    assert error(logits(model(x))[0], single) < 2e-4  # the rounding that some of these networks amplify
 
 
 # Training
@@ -171,7 +169,7 @@ def test_deep_supervision(name: str) -> None:
     outputs = supervised(x)
     assert isinstance(outputs, list) and outputs[0].shape == expected_shape(name, x, supervised.num_classes)
     sides = [y.shape[2:] for y in outputs]
-    assert len(outputs) > 1 and all(a[-1] > b[-1] for a, b in zip(sides, sides[1:], strict=False))
+    assert len(outputs) > 1 and all(a[-1] > b[-1] for a, b in pairwise(sides))
     assert None not in step(supervised.train(), x)[1].values()
     supervised.eval().decoder.deep_supervision = False
     assert torch.equal(supervised(x), outputs[0])
@@ -182,111 +180,15 @@ def test_deep_supervision(name: str) -> None:
         plain.decoder.deep_supervision = True
 
 
-# Precision
-
-
-@each_network
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.15), (torch.float16, 0.03)])
-def test_autocast_trains_without_nan(name: str, dtype: torch.dtype, tolerance: float) -> None:
-    model, x = create(name), volumes(name)
-    expected = logits(model(x))[0]
-    with torch.autocast("cpu", dtype):
-        y, gradients = step(model.train() if name not in CLASSIFIERS else model, x)
-        found = logits(model.eval()(x))[0]
-    assert torch.isfinite(y).all() and all(torch.isfinite(g).all() for g in gradients.values())
-    assert error(found, expected) < tolerance
-
-
-# Graphs
-
-
-@each_network
-def test_compile(name: str) -> None:
-    model, x = create(name), volumes(name)
-    expected = step(model, x)
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    y, gradients = step(compiled, x)
-    torch.testing.assert_close(y, expected[0], rtol=1e-4, atol=1e-4)
-    for key, gradient in gradients.items():
-        found, wanted = gradient, expected[1][key.removeprefix("_orig_mod.")]
-        assert (found - wanted).norm() <= 1e-3 * wanted.norm() + 1e-4, key
-
-
-@each_network
-def test_export(name: str) -> None:
-    model, x = create(name), volumes(name)
-    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    for batch in (1, 3):
-        inputs = volumes(name, batch)
-        torch.testing.assert_close(logits(program.module()(inputs))[0], logits(model(inputs))[0], rtol=1e-4, atol=1e-4)
-
-
-@each_network
-def test_flops_grow_with_the_input(name: str) -> None:
-    """Counted on every operator, the scan's included; twice the batch is twice the work."""
-    model = create(name)
-
-    def count(batch: int) -> int:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(volumes(name, batch))
-        counts = counter.get_flop_counts()["Global"]
-        has_scan = any("selective_scan" in str(operator) for operator in counts)
-        assert has_scan != name.startswith(("unet_semi", "swin_unet"))  # the partners have none
-        return sum(counts.values())
-
-    assert count(2) == 2 * count(1) > 0
-
-
-# Saving and loading
-
-
-@each_network
-def test_hub_round_trip(name: str, tmp_path: Path) -> None:
-    channels = 4 if name not in ("vm_unet_v2_test",) else 3
-    source, x = create(name, in_chans=channels, num_classes=3), volumes(name, 1, channels)
-    save_for_hf(source, tmp_path, safe_serialization=True, model_args=dict(in_chans=channels, num_classes=3))
-    restored = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    assert all(torch.equal(value, restored.state_dict()[key]) for key, value in source.state_dict().items())
-    assert torch.equal(logits(restored(x))[0], logits(source(x))[0])
-
-
-@each_network
-@pytest.mark.parametrize("envelope", ["", "state_dict", "network_weights"])
-def test_own_checkpoints_stay_as_they_are(name: str, envelope: str) -> None:
-    model = create(name)
-    own = model.state_dict()
-    convert = importlib.import_module(type(model).__module__).checkpoint_filter_fn
-    once = convert({envelope: own} if envelope else own, model)
-    for filtered in (once, convert(once, model)):
-        assert filtered.keys() == own.keys()
-        assert all(torch.equal(filtered[key], value) for key, value in own.items())
-
-
-@each_network
-def test_other_classes_keep_the_new_head(name: str) -> None:
-    source, model = create(name, num_classes=3), create(name, seed=1, num_classes=2)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(vision_ssm.CheckpointError, match="other shapes"):
-        vision_ssm.load_checkpoint(model, source.state_dict())
-    vision_ssm.load_checkpoint(model, source.state_dict(), keep_head=True)
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, before[key] if key.startswith(model.heads) else source.state_dict()[key]), key
-
-
 def test_a_network_needs_no_extra() -> None:
     code = """
 import json, sys
 for name in ("monai", "nibabel", "mmengine", "nnunetv2", "scipy"):
     sys.modules[name] = None
 import timm, torch, vision_ssm
-y = timm.create_model("umamba_3d_test", num_classes=2).eval()(torch.zeros(1, 1, 16, 16, 16))
+y = timm.create_model("umamba_3d_test", num_classes=2).eval()(torch.zeros(1, 1, 8, 16, 12))
 print(json.dumps(list(y.shape)))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout.splitlines()[-1]) == [1, 2, 16, 16, 16]
-
-
-def weights(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+    assert json.loads(run.stdout.splitlines()[-1]) == [1, 2, 8, 16, 12]

@@ -1,4 +1,4 @@
-"""Small data sets in the layouts of ADE20K and COCO 2017, of images large enough to train on."""
+"""Small data sets in the layouts of ADE20K, MMSegmentation and COCO 2017, of images large enough to train on."""
 
 import json
 from pathlib import Path
@@ -29,6 +29,18 @@ def ade20k(root: Path) -> Path:
             path = root / "annotations" / split / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             mask.save(path)
+    return root
+
+
+def slices(root: Path, classes: int) -> Path:
+    """Three training and two validation images with maps of all `classes`, in MMSegmentation's own layout."""
+    for split, count in (("train", 3), ("val", 2)):
+        for i in range(count):
+            save_photo(root / "img_dir" / split / f"{i:03d}.jpg", i)
+            ids = np.linspace(0, classes - 1, 24).round().astype(np.uint8).reshape(4, 6)
+            path = root / "ann_dir" / split / f"{i:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(ids).resize(SIZE, Image.Resampling.NEAREST).save(path)
     return root
 
 

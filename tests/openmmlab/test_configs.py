@@ -19,7 +19,8 @@ from vision_ssm.engine import load_config, packaged_configs, test, train
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # mmseg's and mmdet's own
 test.__test__ = False  # the engine's, no test of ours
 BOTH = [name for name in packaged_configs() if load_config(name).default_scope in ("mmseg", "mmdet")]
-CONFIGS = [name for name in BOTH if not name.startswith("demo/")]
+# Whole networks have tests of their own (test_network.py).
+CONFIGS = [name for name in BOTH if not name.startswith("demo/") and "backbone" in load_config(name).model]
 ADE20K = [name for name in CONFIGS if name.startswith("segmentation/")]
 COCO = [name for name in CONFIGS if name.startswith("detection/")]
 

@@ -22,6 +22,7 @@ _COMMANDS = (
     "train",
     "test",
     "train_digits",
+    "nnunet_plans",
     "benchmark",
 )
 

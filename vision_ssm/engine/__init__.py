@@ -12,6 +12,7 @@ if find_spec("mmengine") is None:
 
 from .config import ConfigError, load_config, packaged_configs
 from .launch import test, train
+from .network import build_network, network_state_dict
 from .order import DataError
 from .precision import BFloat16OptimWrapper
 from .runner import Runner
@@ -21,7 +22,9 @@ __all__ = [
     "ConfigError",
     "DataError",
     "Runner",
+    "build_network",
     "load_config",
+    "network_state_dict",
     "packaged_configs",
     "test",
     "train",

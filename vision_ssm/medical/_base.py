@@ -1,6 +1,6 @@
 """What every network of this folder does alike: options that timm and nnU-Net set, building, checks of the input."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn as nn
@@ -23,6 +23,7 @@ class DenseNetwork(Network):
     in_chans: int
     num_classes: int
     dims: int
+    num_features = 0  # of a pooled feature vector, which timm asks for; there is none
     grad_checkpointing = False
 
     @torch.jit.ignore
@@ -62,6 +63,12 @@ class DeepSupervision(nn.Module):
         self._deep_supervision = enable
 
 
+def drop_heads(state_dict: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Without the heads of deep supervision that the model was made without."""
+    own = model.state_dict()
+    return {k: v for k, v in state_dict.items() if not k.startswith("decoder.heads.") or k in own}
+
+
 def run(module: nn.Module, grad_checkpointing: bool, *inputs: torch.Tensor) -> torch.Tensor:
     """`module(*inputs)`, recomputed in the backward pass if asked for."""
     if grad_checkpointing and torch.is_grad_enabled():
@@ -99,4 +106,10 @@ def create(model_cls: type[DenseNetwork], name: str, pretrained: bool, filter_fn
     """
     if kwargs.get("features_only"):
         raise ValueError(f"{name} is no backbone: `features_only` is for those of `vision_ssm.models`")
-    return build(model_cls, name, pretrained, {}, filter_fn, **kwargs)
+    given = kwargs.get("pretrained_cfg")
+    if isinstance(given, Mapping) and len(given.get("input_size") or ()) != 3:  # a volume's, from the Hub
+        kwargs["pretrained_cfg"] = {**given, "input_size": None}
+    model = build(model_cls, name, pretrained, {}, filter_fn, **kwargs)
+    # timm writes it to the Hub; networks take other sizes all the same.
+    model.pretrained_cfg.setdefault("input_size", (model.in_chans, *[96] * model.dims))
+    return model

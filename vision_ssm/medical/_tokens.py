@@ -58,6 +58,12 @@ class TokenMixer(nn.Module):
 
     def _mix(self, x: torch.Tensor) -> torch.Tensor:
         if self.sequence == "channels":
+            positions = self.norm.normalized_shape[0]
+            if x.shape[2:].numel() != positions:
+                raise ValueError(
+                    f"a map of {tuple(x.shape[2:])} has {x.shape[2:].numel()} positions: expected {positions}, those "
+                    "of the `input_size` that the network was made for"
+                )
             y = self.mixer(self.norm(x.flatten(2))).unflatten(2, x.shape[2:])
         else:
             y = as_map(self.mixer(self.norm(as_tokens(x))), x)

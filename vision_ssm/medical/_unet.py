@@ -7,7 +7,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ..checkpoints import rename
-from ._base import DeepSupervision, DenseNetwork, check_dims, check_sides, run
+from ._base import DeepSupervision, DenseNetwork, check_dims, check_sides, drop_heads, run
 from ._conv import ConvLayers, ResidualBlock, Size
 from .plans import axes
 
@@ -212,7 +212,5 @@ def unet_names(state_dict: dict[str, torch.Tensor], model: MixerUNet) -> dict[st
     The reference lists the encoder a second time in the decoder, and each convolution and norm a second time in
     `all_modules`: in its files these copies are equal. Heads that the model was made without are left out.
     """
-    own = model.state_dict()
     kept = {k: v for k, v in state_dict.items() if not k.startswith("decoder.encoder.") and ".all_modules." not in k}
-    renamed = rename(kept, _NAMES)
-    return {k: v for k, v in renamed.items() if not k.startswith("decoder.heads.") or k in own}
+    return drop_heads(rename(kept, _NAMES), model)

@@ -19,7 +19,7 @@ from ..checkpoints import mamba_parameters, rename, stack_paths, unwrap
 from ..layers import DepthwiseConv1d, SelectiveSSM, auto_rank
 from ..ops import causal_conv1d
 from ..scan import bidirectional, path_text, scan_tables
-from ._base import create, network_cfg
+from ._base import create, drop_heads, network_cfg
 from ._conv import ConvLayers, ResidualBlock, Size
 from ._tokens import TokenMixer
 from ._unet import MixerUNet, completed_plan, resnet_d_blocks, unet_names
@@ -158,7 +158,7 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     """An LMa-UNet (LKM-UNet) state dict, nnU-Net's checkpoint files too, in this package's names."""
     state_dict = unwrap(state_dict)
     if not any(name.startswith("encoder.") for name in state_dict):
-        return state_dict
+        return drop_heads(state_dict, model)
     out = rename(unet_names(state_dict, model), _MIXERS)
     out = stack_paths(out, mamba_parameters(prefixes=("mamba_forw.", "mamba_backw.")))
     for name in list(out):

@@ -55,8 +55,8 @@ class SiameseMamba(Mamba):
         tables = scan_tables(_BACKWARD, [x.shape[1]], x)
         y = self.ssm(causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, None, [False]), None, z)
         y = y + self.ssm(causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, None, [True]), tables, z)
-        plain, flipped = F.linear(y.squeeze(1), self.out_proj.weight * 0.25).chunk(2)
-        return plain + flipped.flip(2)
+        y = F.linear(y.squeeze(1), self.out_proj.weight * 0.25).unflatten(0, (2, -1))
+        return y[0] + y[1].flip(2)
 
 
 class MixerLayer(nn.Module):

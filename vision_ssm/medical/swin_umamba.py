@@ -17,7 +17,7 @@ from timm.models import generate_default_cfgs, register_model
 from ..cards import facts
 from ..checkpoints import unwrap
 from ..models.vmamba import norm2d
-from ._base import DeepSupervision, create, network_cfg, run
+from ._base import DeepSupervision, create, drop_heads, network_cfg, run
 from ._conv import ConvLayers, ResidualBlock, UpBlock
 from ._vss import ExpandDecoder, VSSEncoder, VSSNetwork, drop_path_rates, vss_blocks, vss_names
 
@@ -206,11 +206,9 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     nnU-Net's checkpoint files are read, too. Heads that the model was made without are left out.
     """
     state_dict = unwrap(state_dict)
-    if any(name.startswith("encoder.") for name in state_dict):
-        return state_dict
-    own = model.state_dict()
-    renamed = vss_names(state_dict, model, _names(model))
-    return {k: v for k, v in renamed.items() if not k.startswith("decoder.heads.") or k in own}
+    if not any(name.startswith("encoder.") for name in state_dict):
+        state_dict = vss_names(state_dict, model, _names(model))
+    return drop_heads(state_dict, model)
 
 
 _SMALL = dict(depths=(1, 1, 2, 1), dim=16)

@@ -19,7 +19,7 @@ from timm.models import generate_default_cfgs, register_model
 from ..cards import facts
 from ..checkpoints import mamba_parameters, rename, stack_paths, unwrap
 from ..layers import Mamba
-from ._base import create, network_cfg
+from ._base import create, drop_heads, network_cfg
 from ._conv import ConvLayers, ResidualBlock, Size
 from ._tokens import TokenMixer
 from ._unet import MixerUNet, completed_plan, plain_blocks, resnet_d_blocks, unet_names
@@ -165,7 +165,7 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     """A U-Mamba state dict of either release (nnU-Net's checkpoint files, too) in this package's names."""
     state_dict = unwrap(state_dict)
     if not any(name.startswith("encoder.") for name in state_dict):
-        return state_dict
+        return drop_heads(state_dict, model)
     last = len(model.stages) - 1
     mixers = [
         (r"^encoder\.mamba_layers\.(\d+)\.norm\.", r"mixers.\1.norm."),
@@ -197,8 +197,8 @@ _VARIANTS = {
     "umamba_v1_enc_2d": dict(where="encoder", **_PLAN_2D),
     "umamba_v1_bot_3d": dict(where="bottleneck", **_PLAN_3D),
     "umamba_v1_enc_3d": dict(where="encoder", **_PLAN_3D),
-    "umamba_2d_test": dict(where="encoder", input_size=(32, 32), **_SMALL_2D),
-    "umamba_3d_test": dict(where="encoder", input_size=(16, 16, 16), **_SMALL_3D),
+    "umamba_2d_test": dict(where="encoder", input_size=(16, 24), **_SMALL_2D),
+    "umamba_3d_test": dict(where="encoder", input_size=(8, 16, 12), **_SMALL_3D),
     "umamba_v1_3d_test": dict(where="encoder", **_SMALL_3D),
 }
 

@@ -1,6 +1,7 @@
 """MMSegmentation and MMDetection on today's PyTorch: the bridge to mmcv's operators, and what configs name.
 
-`custom_imports = dict(imports=["vision_ssm.openmmlab"])` in a config makes it all available to any tool of theirs.
+`custom_imports = dict(imports=["vision_ssm.openmmlab"])` in a config makes it all available to any tool of theirs,
+but for what needs one of the two libraries itself: `.network` (MMSegmentation) and `.tta` (MMDetection).
 """
 
 from importlib.util import find_spec

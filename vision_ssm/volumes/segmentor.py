@@ -1,34 +1,20 @@
 """A segmentation network as MMEngine trains and tests it."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import timm
 import torch
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..checkpoints import convert_state_dict, load_checkpoint, unwrap
-from ..engine import ConfigError
+from ..checkpoints import load_checkpoint
+from ..engine import build_network, network_state_dict
 from .case import Case
 from .loss import DeepSupervision
 from .windows import SlidingWindows
 
 __all__ = ["VolumeSegmentor"]
-
-
-def _network(config: Mapping) -> nn.Module:
-    arguments = dict(config)
-    if "type" in arguments:
-        return MODELS.build(arguments)
-    name = arguments.pop("name", None)
-    if not isinstance(name, str) or not timm.is_model(name):
-        close = difflib.get_close_matches(str(name), timm.list_models(), n=3)
-        hint = f": did you mean {' or '.join(close)}?" if close else ""
-        raise ConfigError(f"`network` needs the `name` of a model in timm or a `type`, got {name!r}{hint}")
-    return timm.create_model(name, **arguments)
 
 
 @MODELS.register_module()
@@ -55,7 +41,7 @@ class VolumeSegmentor(BaseModel):
         data_preprocessor: Mapping | None = None,
     ):
         super().__init__(data_preprocessor=data_preprocessor)
-        self.network = _network(network)
+        self.network = build_network(network)
         self.windows = SlidingWindows(**inference)
         self.loss = DeepSupervision(**(loss or {}))
         self.checkpoint = checkpoint
@@ -67,12 +53,7 @@ class VolumeSegmentor(BaseModel):
 
     def convert_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A published checkpoint of the network in this model's names; one of this model unchanged."""
-        own = self.state_dict()
-        if any(name in own for name in state_dict):
-            return dict(state_dict)
-        converted = convert_state_dict(unwrap(state_dict), self.network)
-        rest = {name: value for name, value in own.items() if not name.startswith("network.")}
-        return rest | {f"network.{name}": value for name, value in converted.items()}
+        return network_state_dict(state_dict, self)
 
     def forward(
         self,

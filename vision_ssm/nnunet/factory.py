@@ -1,0 +1,212 @@
+"""Networks as nnU-Net calls them: `cls(input_channels=, num_classes=, deep_supervision=, **arch_kwargs)`.
+
+`arch_kwargs` of a plans file keep nnU-Net's names; the networks' own arguments keep theirs.
+"""
+
+import inspect
+import pydoc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import timm
+import torch.nn as nn
+
+from ..medical import model_names
+from ..medical._base import DenseNetwork
+
+__all__ = [
+    "NETWORKS",
+    "PLAN_KEYS",
+    "Network",
+    "NetworkFacts",
+    "network_facts",
+]
+
+# Published names, which plans and trainers bear, and ours without `_2d` and `_3d`.
+NETWORKS = {
+    "UMambaEnc": "umamba_enc",
+    "UMambaBot": "umamba_bot",
+    "UMambaV1Enc": "umamba_v1_enc",
+    "UMambaV1Bot": "umamba_v1_bot",
+    "LMaUNet": "lma_unet",
+    "SegMamba": "segmamba",
+    "LightMUNet": "lightm_unet",
+    "NnMamba": "nnmamba_seg",
+    "SwinUMamba": "swin_umamba",
+    "SwinUMambaD": "swin_umamba_d",
+    "VMUNet": "vm_unet",
+    "VMUNetV2": "vm_unet_v2",
+    "MambaUNet": "mamba_unet",
+}
+
+# The layers of the networks that follow a plan. A plan may name others: they are refused, not replaced.
+_FIXED = {
+    "conv_op": (nn.Conv2d, nn.Conv3d),
+    "conv_bias": (True,),
+    "norm_op": (nn.InstanceNorm2d, nn.InstanceNorm3d),
+    "norm_op_kwargs": ({"eps": 1e-05, "affine": True},),
+    "dropout_op": (None,),
+    "nonlin": (nn.LeakyReLU,),
+    "nonlin_kwargs": ({"inplace": True}, {"inplace": False}, {}, None),
+    "nonlin_first": (False,),
+}
+_DEPTHS = ("n_blocks_per_stage", "n_conv_per_stage")
+# nnU-Net's names in `arch_kwargs`; the arguments of a dropout that is not there mean nothing.
+PLAN_KEYS = frozenset(
+    (*_FIXED, *_DEPTHS, "n_stages", "features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage_decoder",
+     "dropout_op_kwargs")
+)  # fmt: skip
+_SET_HERE = frozenset(("dims", "in_chans", "num_classes", "deep_supervision", "device", "dtype"))
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """What a registered network is, as far as nnU-Net must know.
+
+    Attributes:
+        name: in timm.
+        dims: 2 for images, 3 for volumes.
+        arguments: of its class.
+    """
+
+    name: str
+    dims: int
+    arguments: frozenset[str]
+
+    @property
+    def follows_plan(self) -> bool:
+        """Whether features, kernels and strides come from the plan; other networks have their own."""
+        return {"features", "kernels", "strides"} <= self.arguments
+
+    @property
+    def deep_supervision(self) -> bool:
+        """Whether it can return the logits of several levels."""
+        return "deep_supervision" in self.arguments
+
+
+@cache
+def network_facts(name: str, dims: int) -> NetworkFacts:
+    """The registered network `name`, or its variant `name`_2d or `name`_3d.
+
+    Raises:
+        ValueError: there is none, it is none for segmentation, or it has another number of dimensions.
+    """
+    known = model_names()
+    registered = f"{name}_{dims}d" if f"{name}_{dims}d" in known else name
+    if registered not in known:
+        others = [other for other in known if not other.endswith("_test")]
+        raise ValueError(f"no network {name!r} for {dims}D plans: expected one of {', '.join(others)}")
+    model = timm.create_model(registered, device="meta")
+    if not isinstance(model, DenseNetwork):
+        raise ValueError(f"{registered} is no network for segmentation")
+    if model.dims != dims:
+        raise ValueError(f"{registered} has {model.dims} dimensions, the plan {dims}")
+    return NetworkFacts(registered, dims, frozenset(inspect.signature(type(model)).parameters))
+
+
+class _SingleOutput:
+    """The `decoder` of a network without deep supervision: nnU-Net's trainer sets its flag."""
+
+    @property
+    def deep_supervision(self) -> bool:
+        """Always false."""
+        return False
+
+    @deep_supervision.setter
+    def deep_supervision(self, enable: bool) -> None:
+        if enable:
+            raise ValueError(_no_deep_supervision("this network"))
+
+
+def _no_deep_supervision(name: str) -> str:
+    return f"{name} has no deep supervision: train it with `-tr nnUNetTrainerNoDeepSupervision`"
+
+
+def _check_layers(name: str, dims: int, given: Mapping) -> None:
+    for key, supported in _FIXED.items():
+        value = given.get(key, supported[0])
+        if key in ("conv_op", "norm_op", "dropout_op", "nonlin") and isinstance(value, str):
+            value = pydoc.locate(value) or value
+        if value not in supported:
+            expected = " or ".join(dict.fromkeys(getattr(one, "__name__", str(one)) for one in supported))
+            raise ValueError(f"{name}: `{key}` of the plan is {value}: expected {expected}")
+        if key in ("conv_op", "norm_op") and key in given and not value.__name__.endswith(f"{dims}d"):
+            raise ValueError(f"{name}: `{key}` of the plan is {value.__name__}, its strides have {dims} axes")
+
+
+def _sizes(name: str, given: Mapping) -> dict:
+    """nnU-Net's sizes as the networks name them."""
+    missing = [key for key in ("features_per_stage", "kernel_sizes", "n_conv_per_stage_decoder") if key not in given]
+    depths = [key for key in _DEPTHS if key in given]
+    if missing or len(depths) != 1:
+        missing += [] if depths else [" or ".join(_DEPTHS)]
+        raise ValueError(
+            f"{name} follows the plan, whose arch_kwargs lack {', '.join(missing)}"
+            if missing
+            else f"{name}: the plan has both {' and '.join(_DEPTHS)}"
+        )
+    stages = len(given["strides"])
+    if given.get("n_stages", stages) != stages:
+        raise ValueError(f"{name}: the plan has {given['n_stages']} stages, but {stages} strides")
+
+    def each(key: str, count: int) -> tuple[int, ...]:
+        return (given[key],) * count if isinstance(given[key], int) else tuple(given[key])
+
+    return dict(
+        features=each("features_per_stage", stages),
+        kernels=given["kernel_sizes"],
+        strides=given["strides"],
+        depths=each(depths[0], stages),
+        decoder_depths=each("n_conv_per_stage_decoder", stages - 1),
+    )
+
+
+def Network(
+    input_channels: int,
+    num_classes: int,
+    deep_supervision: bool = False,
+    *,
+    name: str,
+    strides: Sequence[Sequence[int]],
+    **arch_kwargs,
+) -> DenseNetwork:
+    """A network of `vision_ssm.medical`, called as nnU-Net calls a class.
+
+    Args:
+        input_channels, num_classes: of the data set, cascades and regions included.
+        deep_supervision: return the logits of every level. The heads are made in any case, so that a checkpoint fits
+            with and without it; nnU-Net sets `decoder.deep_supervision` later.
+        name: of the network in timm; its ending `_2d` or `_3d` may be left out.
+        strides: of each stage, from the plan; for a network with sizes of its own, those between its outputs.
+        arch_kwargs: the plan's others, for networks that follow a plan (features_per_stage, kernel_sizes, ...), and
+            the network's own arguments: `input_size`, the patch, wherever it is one.
+
+    Raises:
+        ValueError: no such network; the plan asks for layers that the network does not have; an argument is missing or
+            unknown; or the network has no deep supervision.
+    """
+    dims = len(strides[0])
+    facts = network_facts(name, dims)
+    given = dict(arch_kwargs, strides=strides)
+    own = {key: value for key, value in arch_kwargs.items() if key in facts.arguments - _SET_HERE}
+    allowed = PLAN_KEYS if facts.follows_plan else {"strides"}
+    if unknown := sorted(set(given) - set(own) - allowed):
+        raise ValueError(
+            f"{facts.name} takes no {', '.join(unknown)}: `vision-ssm nnunet-plans` writes the arguments that it takes"
+        )
+    if "input_size" in facts.arguments and "input_size" not in own:
+        raise ValueError(f"{facts.name} needs `input_size`, the patch: `vision-ssm nnunet-plans` writes it")
+    if deep_supervision and not facts.deep_supervision:
+        raise ValueError(_no_deep_supervision(facts.name))
+    if facts.follows_plan:
+        _check_layers(facts.name, dims, given)
+        own |= _sizes(facts.name, given)
+    if facts.deep_supervision:
+        own["deep_supervision"] = True
+    model = timm.create_model(facts.name, in_chans=input_channels, num_classes=num_classes, **own)
+    if facts.deep_supervision:
+        model.decoder.deep_supervision = bool(deep_supervision)
+    elif not hasattr(model, "decoder"):
+        model.decoder = _SingleOutput()
+    return model

@@ -1,0 +1,179 @@
+"""nnU-Net's plans rewritten for other networks."""
+
+import copy
+import pydoc
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..medical.plans import _configuration, plan_arguments
+from .factory import NETWORKS, Network, NetworkFacts, network_facts
+
+__all__ = ["architecture", "plans_name", "rewrite_plans"]
+
+# Of plans up to nnU-Net 2.2, whose configurations hold the sizes themselves.
+_FLAT = (
+    "UNet_class_name", "UNet_base_num_features", "unet_max_num_features", "n_conv_per_stage_encoder",
+    "n_conv_per_stage_decoder", "num_pool_per_axis", "pool_op_kernel_sizes", "conv_kernel_sizes",
+)  # fmt: skip
+# What is written here: a plan may be rewritten again.
+_OURS = {"name", "input_size", "window"}
+
+
+def _published(network: str) -> str | None:
+    """The published name of a network, if it has one."""
+    for published, name in NETWORKS.items():
+        if network in (name, f"{name}_2d", f"{name}_3d"):
+            return published
+    return None
+
+
+def plans_name(network: str) -> str:
+    """What nnU-Net's plans are called for a network: nnUNetUMambaEncPlans for "umamba_enc"."""
+    return f"nnUNet{_published(network) or network}Plans"
+
+
+def _flat_sizes(configuration: Mapping) -> dict:
+    """The sizes of a flat configuration in the names of `arch_kwargs`."""
+    sizes = plan_arguments({"configurations": {"the plan's": configuration}}, "the plan's")
+    return dict(
+        n_stages=len(sizes["features"]),
+        features_per_stage=list(sizes["features"]),
+        kernel_sizes=[list(size) for size in sizes["kernels"]],
+        strides=[list(stride) for stride in sizes["strides"]],
+        n_conv_per_stage=list(sizes["depths"]),
+        n_conv_per_stage_decoder=list(sizes["decoder_depths"]),
+    )
+
+
+def _totals(strides: Sequence[Sequence[int]]) -> list[int]:
+    totals = [1] * len(strides[0])
+    for stride in strides:
+        totals = [total * step for total, step in zip(totals, stride)]
+    return totals
+
+
+def _between(patch: Sequence[int], outputs: Sequence[torch.Tensor]) -> list[list[int]]:
+    """Strides between outputs; nnU-Net leaves out the last, its deepest stage, which has no output."""
+    sides = [tuple(patch), *(tuple(y.shape[2:]) for y in outputs)]
+    strides = [[a // b for a, b in zip(before, after)] for before, after in pairwise(sides)]
+    return [*strides, [1] * len(patch)]
+
+
+def _forward(arch: Mapping, facts: NetworkFacts, patch: Sequence[int]) -> list[torch.Tensor]:
+    """The network's outputs for a patch, by shape alone, without the cost of computing them."""
+    kwargs = dict(arch["arch_kwargs"])
+    for key in arch["_kw_requires_import"]:
+        kwargs[key] = kwargs[key] and pydoc.locate(kwargs[key])
+    kwargs.setdefault("name", facts.name)
+    model = Network(1, 2, facts.deep_supervision, **kwargs)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        y = model(torch.empty(1, 1, *patch))
+    outputs = y if isinstance(y, list) else [y]
+    if any(output.dim() != len(patch) + 2 for output in outputs) or list(outputs[0].shape[2:]) != list(patch):
+        raise ValueError(f"{facts.name} gives {tuple(outputs[0].shape)} for a patch of {tuple(patch)}: no segmentation")
+    return outputs
+
+
+def architecture(network: str, configuration: Mapping) -> dict:
+    """The entry `architecture` of a configuration for another network.
+
+    A network that follows plans keeps their sizes; for any other only the strides between its outputs remain, from
+    which nnU-Net makes the targets of deep supervision.
+
+    Args:
+        network: name in timm, with or without its ending `_2d` or `_3d`.
+        configuration: of a plans file, with what it inherits, in the present format or the flat one up to 2.2.
+
+    Raises:
+        ValueError: the network does not fit: dimensions, layers, or a patch that it cannot take.
+    """
+    if "patch_size" not in configuration:
+        raise ValueError("the plan's configuration has no 'patch_size'")
+    patch = list(configuration["patch_size"])
+    facts = network_facts(network, len(patch))
+    given = configuration.get("architecture")
+    planned = dict(given["arch_kwargs"]) if given else _flat_sizes(configuration)
+    if "strides" not in planned:
+        raise ValueError("the plan's arch_kwargs have no 'strides'")
+    kept = planned.keys() - _OURS if facts.follows_plan else {"strides"}
+    kwargs = {key: value for key, value in planned.items() if key in kept}
+    if published := _published(network):
+        found = {"network_class_name": f"vision_ssm.nnunet.{published}"}
+    else:
+        found, kwargs = {"network_class_name": "vision_ssm.nnunet.Network"}, {"name": facts.name} | kwargs
+    if "input_size" in facts.arguments:
+        kwargs["input_size"] = patch
+    if facts.name.startswith("lma_unet"):  # the published windows are the deepest maps of their patches
+        kwargs["window"] = [side // total for side, total in zip(patch, _totals(planned["strides"]))]
+    imported = [key for key in (given or {}).get("_kw_requires_import", ()) if key in kwargs]
+    found |= {"arch_kwargs": kwargs, "_kw_requires_import": imported}
+    outputs = _forward(found, facts, patch)
+    if facts.deep_supervision and not facts.follows_plan:
+        kwargs["strides"] = _between(patch, outputs)
+    return found
+
+
+def _needed(configurations: Mapping, chosen: Sequence[str]) -> list[str]:
+    """The chosen configurations and those that they refer to, in the order of the file."""
+    found, open_names = set(), list(chosen)
+    while open_names:
+        name = open_names.pop()
+        if name not in configurations:
+            raise ValueError(f"the plan has no configuration {name!r}: expected one of {', '.join(configurations)}")
+        if name not in found:
+            found.add(name)
+            for key in ("inherits_from", "previous_stage", "next_stage"):
+                value = configurations[name].get(key) or ()
+                open_names += [value] if isinstance(value, str) else value
+    return [name for name in configurations if name in found]
+
+
+def rewrite_plans(
+    plans: Mapping, network: str, name: str | None = None, configurations: Sequence[str] | None = None
+) -> dict:
+    """Plans for another network; what nnU-Net preprocessed for the given ones serves the new ones, too.
+
+    Args:
+        plans: content of a plans file (`nnUNetPlans.json`), in the present format or the flat one up to 2.2.
+        network: name in timm, with or without its ending `_2d` or `_3d`.
+        name: of the new plans, which is the name of their file without `.json`; `plans_name(network)` by default.
+        configurations: those to keep, with those that they refer to (a cascade's first stage); by default all that the
+            network's dimensions fit. Others are left out, as they would train nnU-Net's own network.
+
+    Raises:
+        ValueError: no plans; no such configuration or network; or the network does not fit a configuration.
+    """
+    known = plans.get("configurations")
+    if not isinstance(known, Mapping) or "plans_name" not in plans:
+        raise ValueError("this is no plans file of nnU-Net v2: it has no 'configurations' or no 'plans_name'")
+    chosen = list(configurations or _fitting(plans, network))
+    new = copy.deepcopy(dict(plans))
+    new["plans_name"] = name or plans_name(network)
+    new["configurations"] = {}
+    for key in _needed(known, chosen):
+        own = copy.deepcopy(dict(known[key]))
+        if "inherits_from" not in own or own.keys() & {"architecture", "patch_size", *_FLAT}:
+            try:
+                own["architecture"] = architecture(network, copy.deepcopy(_configuration(plans, key, "the plan")))
+            except ValueError as error:
+                raise ValueError(f"configuration {key}: {error}") from error
+        new["configurations"][key] = {k: v for k, v in own.items() if k not in _FLAT}
+    return new
+
+
+def _fitting(plans: Mapping, network: str) -> list[str]:
+    """Configurations that a network has the dimensions for."""
+    errors, found = [], []
+    for name in plans["configurations"]:
+        try:
+            network_facts(network, len(_configuration(plans, name, "the plan").get("patch_size", ())))
+        except ValueError as error:
+            errors.append(error)
+        else:
+            found.append(name)
+    if not found:
+        raise errors[0] if errors else ValueError("the plan has no configurations")
+    return found

@@ -1,5 +1,6 @@
 """Volumes as they are listed, transformed and looked at before training; what is wrong is named."""
 
+import gzip
 import json
 import shutil
 
@@ -238,13 +239,44 @@ def _no_nifti(root):
     (root / "imagesTr/img0001.nii.gz").write_bytes(b"<html>please log in</html>")
 
 
+def _affine(root, folder, change):
+    affine, (image, labels) = oblique(), arrays(1)
+    change(affine)
+    voxels = {"imagesTr/img": image, "labelsTr/label": labels}[folder]
+    header = nibabel.Nifti1Header()  # as a broken tool writes it: nibabel itself would refuse some
+    header.set_data_shape(voxels.shape)
+    header.set_data_dtype(voxels.dtype)
+    header["srow_x"], header["srow_y"], header["srow_z"] = affine[:3]
+    header["sform_code"] = 1
+    header["pixdim"][1:4] = tiny_volumes.SPACING
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    content = header.binaryblock + bytes(4) + voxels.tobytes(order="F")
+    (root / f"{folder}0001.nii.gz").write_bytes(gzip.compress(content))
+
+
+def _affine_of_nan(root):
+    for folder in ("imagesTr/img", "labelsTr/label"):
+        _affine(root, folder, lambda affine: affine.__setitem__((1, 2), np.nan))
+
+
+def _image_without_third_axis(root):
+    _affine(root, "imagesTr/img", lambda affine: affine.__setitem__(2, 0))
+
+
+def _label_without_extent(root):
+    _affine(root, "labelsTr/label", lambda affine: affine.__setitem__((slice(None, 3), 1), 0))
+
+
 BAD = [
-    (_nan, r"img0001\.nii\.gz: 1 voxels are not finite"),
+    (_affine_of_nan, r"img0001\.nii\.gz: its affine is not finite"),
+    (_image_without_third_axis, r"^\S+img0001\.nii\.gz: has axes that lie in one plane \([^;]*$"),
+    (_label_without_extent, r"^\S+label0001\.nii\.gz: has voxels of 1 x 0 x 2 mm \([^;]*$"),
+    (_nan, r"img0001\.nii\.gz: (ValueError: )?1 voxels are not finite"),
     (_strange_ids, r"label0001\.nii\.gz: has ids outside the classes: 7, 9 \(expected ids of 3 classes"),
     (_no_ids, r"label0001\.nii\.gz: .*whole numbers"),
     (_other_shape, r"label0001\.nii\.gz: has 26x20x20 voxels \(expected 26x22x20, as its image"),
     (_other_affine, r"label0001\.nii\.gz: its affine puts voxels 3\.0 voxels off"),
-    (_truncated, r"img0001\.nii\.gz: cannot be read: EOFError"),
+    (_truncated, r"img0001\.nii\.gz: (cannot be read: )?EOFError"),
     (_missing, r"label0001\.nii\.gz: it is missing"),
     (_no_nifti, r"img0001\.nii\.gz: cannot be read: "),
 ]
@@ -267,6 +299,17 @@ def test_files_that_fail_later_are_named(changes, root, tmp_path):
         changes = dict(cache_dir=str(tmp_path / "cache"))
     with pytest.raises(DataError, match=r"img0001\.nii\.gz.* EOFError"):
         train(tiny_volumes.config(root, **{f"train_dataloader.dataset.{k}": v for k, v in changes.items()}), tmp_path)
+
+
+@pytest.mark.parametrize(("spoil", "message"), BAD, ids=[spoil.__name__ for spoil, _ in BAD])
+def test_bad_files_are_named_in_tests(spoil, message, root):
+    """A split that no training looked at: each volume is looked at when its turn comes."""
+    spoil(root)
+    _rewrite(root, lambda lists: lists.update(test=lists["training"]))
+    test = _dataset(root, "test")
+    assert test[0]["case"].truth.any()
+    with pytest.raises(DataError, match=message):
+        test[1]
 
 
 def test_good_files_are_read_once(root):

@@ -100,6 +100,8 @@ def _file(path: Path, name: str) -> list[Wrong]:
     """What is wrong with a file's compression, to its checksum, or with its header."""
     import nibabel
 
+    from .volume_files import affine_problems
+
     try:
         with gzip.open(path) as file:
             while file.read(1 << 24):
@@ -112,13 +114,12 @@ def _file(path: Path, name: str) -> list[Wrong]:
         return [Wrong(name, f"has the shape {volume.shape}", "three dimensions")]
     if not int(volume.header["sform_code"]) and not int(volume.header["qform_code"]):
         return [Wrong(name, "has neither sform nor qform", "an affine: without one, right and left are unknown")]
-    axes = volume.affine[:3, :3]
-    spacing = np.linalg.norm(axes, axis=0)
-    if not (np.isfinite(volume.affine).all() and spacing.min() >= _SPACING[0] and spacing.max() <= _SPACING[1]):
+    if wrong := affine_problems(name, volume.affine):
+        return wrong
+    spacing = np.linalg.norm(volume.affine[:3, :3], axis=0)
+    if spacing.min() < _SPACING[0] or spacing.max() > _SPACING[1]:
         found = " x ".join(f"{value:.4g}" for value in spacing)
         return [Wrong(name, f"has voxels of {found} mm", "{} to {} mm".format(*_SPACING))]
-    if abs(np.linalg.det(axes)) < 0.1 * spacing.prod():
-        return [Wrong(name, "has axes that lie in one plane", "an affine with three directions")]
     return []
 
 

@@ -18,14 +18,19 @@ from monai.transforms import (
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from ..data.layout import each
+from ..data.layout import Wrong, each
 from ..data.volume_files import check_volume, read_grid
 from ..engine import DataError
 from ..engine.data_check import checked_once, file_stamp
 
-__all__ = ["check_volumes", "size_for_crops"]
+__all__ = ["check_volumes", "size_for_crops", "told"]
 
 _CROPS = (RandCropByPosNegLabeld, RandCropByLabelClassesd, RandSpatialCropd, RandSpatialCropSamplesd)
+
+
+def told(wrong: Wrong) -> str:
+    """What is wrong with a file, in a line."""
+    return f"{wrong.file}: {wrong.what} (expected {wrong.expected})"
 
 
 def size_for_crops(shape: Sequence[int], affine: np.ndarray, transforms: Sequence[Transform]) -> np.ndarray:
@@ -89,7 +94,8 @@ def check_volumes(
         log: called with lines.
 
     Raises:
-        DataError: files are missing or truncated; voxels are not finite; shapes or affines of an image and its label
+        DataError: files are missing or truncated; voxels or affines are not finite, or affines have no
+            inverse; shapes or affines of an image and its label
             map differ; ids are outside the classes; or a volume is smaller than its crops and nothing pads it.
     """
 
@@ -97,7 +103,7 @@ def check_volumes(
         if log:
             log(f"checking {len(items)} volumes and their label maps, once")
         wrong = each(lambda item: check_volume(item["image"], item.get("label"), allowed), items)
-        return [f"{w.file}: {w.what} (expected {w.expected})" for w in wrong]
+        return [told(one) for one in wrong]
 
     paths = [path for item in items for path in (item["image"], item.get("label")) if path]
     files = [one for path in paths for one in ([path] if isinstance(path, str) else path)]

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,14 +13,17 @@ from monai.data import CacheDataset, Dataset, MetaTensor, PersistentDataset
 from monai.data.utils import pickle_hashing, to_affine_nd
 from torch import Tensor
 
-from ..data.volume_files import read_labels
+from ..data.layout import Wrong
+from ..data.volume_files import Grid, checked_grid, checked_labels
 from ..engine import ConfigError, DataError
 from ..engine.data_check import file_stamp
 from .case import Case
-from .check import check_volumes
+from .check import check_volumes, told
 from .transforms import build_transforms, mapped_labels
 
 __all__ = ["VolumeDataset"]
+
+_T = TypeVar("_T")
 
 
 def _content(path: Path) -> object:
@@ -105,7 +109,7 @@ class VolumeDataset(torch.utils.data.Dataset):
             raise ConfigError(f"`label_map` leads to {beyond}, beyond the {len(classes)} classes")
         if test_mode and (cache_rate or cache_dir):
             raise ConfigError("`cache_rate` and `cache_dir` are for training: in tests each volume is read once")
-        self.transform = build_transforms(transforms, None if test_mode else self.label_map)
+        self.transform = build_transforms(transforms, None if test_mode else self.label_map, check_images=test_mode)
         self.items = _listed(data_list, split, self.data_root)
         if not test_mode and (without := [item["image"] for item in self.items if "label" not in item]):
             raise DataError(f"{self.data_root}, {split!r}: {without[0]} has no `label` to train with")
@@ -155,40 +159,46 @@ class VolumeDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         self.transform.set_random_state(seed=int(np.random.randint(1 << 32, dtype=np.uint64)))
-        try:
-            data = self.source[index]
-        except RuntimeError as error:  # MONAI's, around the one that says what is wrong
-            names = " with ".join(filter(None, self.get_data_info(index).values()))
-            raise DataError(f"{names}: {_reason(error)}") from error
         if self.test_mode:
-            return self._whole(index, data["image"])
+            return self._whole(self.items[index], index)
+        data = self._transformed(index)
         crops = data if isinstance(data, list) else [data]
         return dict(
             image=torch.stack([_plain(crop["image"]).float() for crop in crops]),
             label=torch.stack([_plain(crop["label"]).long() for crop in crops]),
         )
 
-    def _whole(self, index: int, image: MetaTensor) -> dict:
-        item = self.items[index]
-        truth = None
-        shape = tuple(int(n) for n in image.meta["spatial_shape"])
-        if "label" in item:
-            ids = mapped_labels(read_labels(item["label"]), self.label_map)
-            classes = len(self.metainfo["classes"])
-            if ids.min() < 0 or ids.max() >= classes:
-                raise DataError(f"{item['label']} has ids from {ids.min()} to {ids.max()}, beyond {classes} classes")
-            if ids.shape != shape:
-                raise DataError(f"{item['label']} has shape {ids.shape}, its image {shape}")
-            truth = torch.from_numpy(ids.astype(np.uint8))
+    def _transformed(self, index: int) -> dict | list[dict]:
+        try:
+            return self.source[index]
+        except RuntimeError as error:  # MONAI's, around the one that says what is wrong
+            info = self.get_data_info(index)
+            names = info["img_path"] if self.test_mode else f"{info['img_path']} with {info['seg_map_path']}"
+            raise DataError(f"{names}: {_reason(error)}") from error
+
+    def _whole(self, item: dict, index: int) -> dict:
+        """A volume of a test; the engine looks at files before a training alone, so that this one is looked at here."""
+        images = [item["image"]] if isinstance(item["image"], str) else item["image"]
+        grids = [_sound(*checked_grid(path)) for path in images]
+        image = self._transformed(index)["image"]
         original = image.meta.get("original_affine", np.eye(4))
         case = Case(
-            image=item["image"] if isinstance(item["image"], str) else item["image"][0],
+            image=images[0],
             affine=torch.as_tensor(to_affine_nd(3, image.affine), dtype=torch.float64),
             original_affine=torch.as_tensor(to_affine_nd(3, original), dtype=torch.float64),
-            original_shape=shape,
-            truth=truth,
+            original_shape=tuple(int(n) for n in image.meta["spatial_shape"]),
+            truth=self._truth(item["label"], grids[0]) if "label" in item else None,
         )
         return dict(image=_plain(image).float()[None], case=case)
+
+    def _truth(self, label: str, image: Grid) -> Tensor:
+        """Ids of the classes, uint8, of a label map that fits its image."""
+        ids = _sound(*checked_labels(label, image, self._allowed()))
+        return torch.from_numpy(mapped_labels(ids, self.label_map).astype(np.uint8))
+
+    def _allowed(self) -> range:
+        """Ids that label files may hold."""
+        return range(1 << 16) if self.label_map else range(len(self.metainfo["classes"]))
 
     def check(self, log: Callable[[str], object] | None = None) -> None:
         """Look at every file, once (see `check_volumes`).
@@ -196,13 +206,19 @@ class VolumeDataset(torch.utils.data.Dataset):
         Raises:
             DataError: files are not as they should be; they are named.
         """
-        allowed = range(1 << 16) if self.label_map else range(len(self.metainfo["classes"]))
-        check_volumes(self.items, allowed, () if self.test_mode else self.transform.transforms, log)
+        check_volumes(self.items, self._allowed(), () if self.test_mode else self.transform.transforms, log)
 
 
 def _paths(item: dict) -> list[str]:
     images = [item["image"]] if isinstance(item["image"], str) else item["image"]
     return [*images, *([item["label"]] if "label" in item else [])]
+
+
+def _sound(found: _T, wrong: list[Wrong]) -> _T:
+    """What a file holds, unless something is wrong with it."""
+    if wrong:
+        raise DataError("; ".join(map(told, wrong)))
+    return found
 
 
 def _plain(value: Tensor) -> Tensor:

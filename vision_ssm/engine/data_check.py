@@ -20,7 +20,7 @@ from PIL import Image
 from ..files import write_json
 from .order import DataError, Seeded
 
-__all__ = ["DataCheckHook", "check_dataset", "checked_once", "file_stamp"]
+__all__ = ["DataCheckHook", "check_dataset", "check_samples", "checked_once", "file_stamp"]
 
 _VERSION = 3  # of the checks: to be raised when they find more
 _SHOWN = 5
@@ -210,6 +210,21 @@ def _check_leaf(dataset, log: Callable[[str], object] | None) -> None:
             return found + list(filter(None, pool.map(lambda sample: _problem(sample, allowed), samples)))
 
         checked_once(stamps, problems)
+
+
+def check_samples(loop) -> None:
+    """Tell metrics that have a method `check_samples` what a validation or test is about to measure.
+
+    Args:
+        loop: MMEngine's, built; `get_data_info` of its data sets, also inside wrappers, describes the samples.
+
+    Raises:
+        DataError: a metric's, about samples that it cannot tell apart.
+    """
+    for metric in getattr(getattr(loop, "evaluator", None), "metrics", ()):
+        if check := getattr(metric, "check_samples", None):
+            leaves = [leaf for leaf in _leaves(loop.dataloader.dataset) if hasattr(leaf, "get_data_info")]
+            check([leaf.get_data_info(i) for leaf in leaves for i in range(len(leaf))])
 
 
 @HOOKS.register_module()

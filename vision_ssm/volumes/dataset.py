@@ -17,7 +17,7 @@ from ..data.layout import Wrong
 from ..data.volume_files import Grid, checked_grid, checked_labels
 from ..engine import ConfigError, DataError
 from ..engine.data_check import file_stamp
-from .case import Case
+from .case import Case, prediction_name
 from .check import check_volumes, told
 from .transforms import build_transforms, mapped_labels
 
@@ -152,10 +152,10 @@ class VolumeDataset(torch.utils.data.Dataset):
         return len(self.items)
 
     def get_data_info(self, index: int) -> dict:
-        """The files of a sample: `img_path`, `seg_map_path`."""
+        """The files of a sample, `img_path` and `seg_map_path`, and the name of its `prediction`."""
         item = self.items[index]
-        image = item["image"] if isinstance(item["image"], str) else ", ".join(item["image"])
-        return dict(img_path=image, seg_map_path=item.get("label"))
+        images = _images(item)
+        return dict(img_path=", ".join(images), seg_map_path=item.get("label"), prediction=prediction_name(images[0]))
 
     def __getitem__(self, index: int) -> dict:
         self.transform.set_random_state(seed=int(np.random.randint(1 << 32, dtype=np.uint64)))
@@ -178,7 +178,7 @@ class VolumeDataset(torch.utils.data.Dataset):
 
     def _whole(self, item: dict, index: int) -> dict:
         """A volume of a test; the engine looks at files before a training alone, so that this one is looked at here."""
-        images = [item["image"]] if isinstance(item["image"], str) else item["image"]
+        images = _images(item)
         grids = [_sound(*checked_grid(path)) for path in images]
         image = self._transformed(index)["image"]
         original = image.meta.get("original_affine", np.eye(4))
@@ -209,9 +209,12 @@ class VolumeDataset(torch.utils.data.Dataset):
         check_volumes(self.items, self._allowed(), () if self.test_mode else self.transform.transforms, log)
 
 
+def _images(item: dict) -> list[str]:
+    return [item["image"]] if isinstance(item["image"], str) else item["image"]
+
+
 def _paths(item: dict) -> list[str]:
-    images = [item["image"]] if isinstance(item["image"], str) else item["image"]
-    return [*images, *([item["label"]] if "label" in item else [])]
+    return [*_images(item), *([item["label"]] if "label" in item else [])]
 
 
 def _sound(found: _T, wrong: list[Wrong]) -> _T:

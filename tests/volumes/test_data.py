@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import zipfile
 
 import nibabel
 import numpy as np
@@ -98,6 +99,19 @@ def test_folder_of_volumes_follows_files_and_transforms(root, tmp_path):
     assert maximum() > 45
 
 
+@pytest.mark.parametrize("left", [0, 1000])
+def test_cut_file_of_the_folder_is_made_again(left, root, tmp_path):
+    """As a kill leaves it while it is copied from another file system."""
+    dataset = _dataset(root, cache_dir=str(tmp_path / "kept"))
+    np.random.seed(3)
+    expected = dataset[0]["image"]
+    (kept,) = (tmp_path / "kept").rglob("*.pt")
+    kept.write_bytes(kept.read_bytes()[:left])
+    np.random.seed(3)
+    assert torch.equal(_dataset(root, cache_dir=str(tmp_path / "kept"))[0]["image"], expected)
+    assert zipfile.is_zipfile(kept)
+
+
 def test_label_map_merges_and_drops(whole):
     changes = dict(classes=("background", "box"), label_map={2: 1})
     train_ids = torch.cat([_dataset(whole, **changes)[i]["label"].unique() for i in range(3)]).unique()
@@ -106,6 +120,8 @@ def test_label_map_merges_and_drops(whole):
     assert np.array_equal(truth, arrays(3)[1] == 2)
     with pytest.raises(ConfigError, match=r"\[2\], beyond the 2 classes"):
         _dataset(whole, classes=("background", "box"), label_map={1: 2})
+    with pytest.raises(ConfigError, match=r"\[-1, 65536\]: ids in files are 0 to 65535"):
+        _dataset(whole, label_map={-1: 2, 1: 1, 65536: 0})
 
 
 def test_several_channels(root):
@@ -175,6 +191,12 @@ def test_config_errors_name_the_config(whole, tmp_path):
         (lambda lists: [1, 2], "no list 'training'"),
         (lambda lists: lists["training"][1].pop("image"), "'training', entry 1: expected an `image`"),
         (lambda lists: lists["training"].insert(0, 3), "'training', entry 0: expected an `image`"),
+        (
+            lambda lists: lists["training"][2].update(label=["a", "b"]),
+            r"'training', entry 2: its `label` is \['a', 'b'\]",
+        ),
+        (lambda lists: lists["training"][2].update(label=""), "its `label` is '', expected a path"),
+        (lambda lists: lists["training"][2].update(labels=lists["training"][2].pop("label")), "entry 2: .* 'labels'"),
         (lambda lists: lists["training"][2].pop("label"), r"img0002\.nii\.gz has no `label`"),
     ],
 )

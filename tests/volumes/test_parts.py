@@ -291,3 +291,10 @@ def test_weights_of_the_network_alone(tmp_path):
     torch.save({"stem.weight": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match=r"network\.pth"):
         started.init_weights()
+
+
+def test_nothing_to_measure_is_said(monkeypatch):
+    lines = []
+    monkeypatch.setattr("vision_ssm.volumes.metrics.print_log", lambda line, logger: lines.append(line))
+    assert VolumeMetrics(("background", "liver")).compute_metrics([{}, {}]) == {}
+    assert lines == ["no volume has an organ in its label map: there is nothing to measure"]

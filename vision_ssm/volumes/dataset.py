@@ -1,7 +1,9 @@
 """Volumes listed in a decathlon-style JSON file, through MONAI's transforms."""
 
+import difflib
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +21,7 @@ from ..engine import ConfigError, DataError
 from ..engine.data_check import file_stamp
 from .case import Case, prediction_name
 from .check import check_volumes, told
-from .transforms import build_transforms, mapped_labels
+from .transforms import IDS, build_transforms, mapped_labels
 
 __all__ = ["VolumeDataset"]
 
@@ -54,8 +56,12 @@ def _item(entry, where: str, root: Path) -> dict:
     if not images or not isinstance(images, list) or not all(isinstance(one, str) for one in images):
         raise DataError(f"{where}: expected an `image` (a path, or one for each channel) and a `label`")
     item = {"image": [str(root / one) for one in images] if isinstance(image, list) else str(root / image)}
-    if isinstance(entry.get("label"), str):
+    if "label" in entry:
+        if not isinstance(entry["label"], str) or not entry["label"]:
+            raise DataError(f"{where}: its `label` is {entry['label']!r}, expected a path, or no `label` at all")
         item["label"] = str(root / entry["label"])
+    elif close := difflib.get_close_matches("label", [key for key in entry if key != "image"], n=1):
+        raise DataError(f"{where}: expected a `label`, found {close[0]!r}")
     return item
 
 
@@ -77,7 +83,7 @@ class VolumeDataset(torch.utils.data.Dataset):
         split: "training", "validation", "test" or whatever the list has.
         transforms: of MONAI, by class name and arguments (see `build_transforms`), over "image" and "label".
         classes: names, the background's first.
-        label_map: ids in the files to ids of classes; ids without an entry become background.
+        label_map: ids in the files (0 to 65535) to ids of classes; ids without an entry become background.
         test_mode: whole volumes, for evaluation.
         cache_rate: fraction of the volumes that is kept in memory as it is before the first random transform; for
             each process of a run.
@@ -107,6 +113,8 @@ class VolumeDataset(torch.utils.data.Dataset):
         self.label_map = {int(old): int(new) for old, new in (label_map or {}).items()}
         if beyond := sorted(new for new in self.label_map.values() if not 0 <= new < len(classes)):
             raise ConfigError(f"`label_map` leads to {beyond}, beyond the {len(classes)} classes")
+        if beyond := sorted(old for old in self.label_map if not 0 <= old < IDS):
+            raise ConfigError(f"`label_map` has {beyond}: ids in files are 0 to {IDS - 1}")
         if test_mode and (cache_rate or cache_dir):
             raise ConfigError("`cache_rate` and `cache_dir` are for training: in tests each volume is read once")
         self.transform = build_transforms(transforms, None if test_mode else self.label_map, check_images=test_mode)
@@ -171,7 +179,9 @@ class VolumeDataset(torch.utils.data.Dataset):
     def _transformed(self, index: int) -> dict | list[dict]:
         try:
             return self.source[index]
-        except RuntimeError as error:  # MONAI's, around the one that says what is wrong
+        except (RuntimeError, EOFError) as error:  # MONAI's, around the one that says what is wrong
+            if isinstance(self.source, PersistentDataset) and _drop_cut_files(self.source.cache_dir):
+                return self._transformed(index)
             info = self.get_data_info(index)
             names = info["img_path"] if self.test_mode else f"{info['img_path']} with {info['seg_map_path']}"
             raise DataError(f"{names}: {_reason(error)}") from error
@@ -198,7 +208,7 @@ class VolumeDataset(torch.utils.data.Dataset):
 
     def _allowed(self) -> range:
         """Ids that label files may hold."""
-        return range(1 << 16) if self.label_map else range(len(self.metainfo["classes"]))
+        return range(IDS) if self.label_map else range(len(self.metainfo["classes"]))
 
     def check(self, log: Callable[[str], object] | None = None) -> None:
         """Look at every file, once (see `check_volumes`).
@@ -215,6 +225,14 @@ def _images(item: dict) -> list[str]:
 
 def _paths(item: dict) -> list[str]:
     return [*_images(item), *([item["label"]] if "label" in item else [])]
+
+
+def _drop_cut_files(folder: Path) -> list[Path]:
+    """Remove what a kill cut: MONAI moves files into the folder, from another file system by copying."""
+    cut = [path for path in folder.glob("*.pt") if not zipfile.is_zipfile(path)]  # an archive ends with its contents
+    for path in cut:
+        path.unlink(missing_ok=True)
+    return cut
 
 
 def _sound(found: _T, wrong: list[Wrong]) -> _T:

@@ -132,6 +132,8 @@ class VolumeMetrics(BaseMetric):
             metrics |= {f"{name}/{organ}": value for organ, value in means.items()}
         if metrics:
             print_log("\n" + self._table(metrics), logger="current")
+        else:
+            print_log("no volume has an organ in its label map: there is nothing to measure", logger="current")
         return metrics
 
     def _table(self, metrics: dict[str, float]) -> str:

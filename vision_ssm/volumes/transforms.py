@@ -11,7 +11,9 @@ from monai.utils import convert_to_dst_type
 
 from ..engine import ConfigError
 
-__all__ = ["CheckImaged", "MapLabelsd", "build_transforms", "mapped_labels"]
+__all__ = ["IDS", "CheckImaged", "MapLabelsd", "build_transforms", "mapped_labels"]
+
+IDS = 1 << 16  # that label files may hold where a map follows: 0 and on
 
 
 class MapLabelsd(MapTransform):

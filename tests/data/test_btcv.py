@@ -86,7 +86,7 @@ def test_a_case_without_its_partner(root, gone, there, what):
 def test_an_empty_file(root):
     (root / IMAGE).write_bytes(b"")
     wrong = _check(root).wrong
-    assert wrong[0] == Wrong(IMAGE, "is empty", "a volume")
+    assert wrong[0] == Wrong(IMAGE, "is empty", "an image or a label")
     assert [w.file for w in wrong] == [IMAGE, LABEL]
 
 

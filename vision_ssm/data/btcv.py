@@ -67,7 +67,8 @@ def check_btcv(
         _compare(cases, report, expected)
     elif not cases.labelled:
         report.lack(cases.where[0], ["an image with a label"])
-    check_cases(cases, report, len(labels) - 1, jobs, progress)
+    every = [*cases.labelled.values(), *cases.test.values()]
+    check_cases(cases.folder, every, report, len(labels) - 1, jobs, progress)
     return report, cases
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .layout import LayoutError, Progress, Report, Wrong, each, sizes
+from .layout import LayoutError, Missing, Progress, Report, Wrong, each, sizes
 
 __all__ = ["Case", "Cases", "check_cases", "data_list", "find_cases", "list_files", "pair_files", "split_cases"]
 
@@ -77,14 +77,19 @@ def list_files(root: Path, folder: str, pattern: re.Pattern[str], report: Report
     return files
 
 
-def pair_files(images: dict[str, str], labels: dict[str, str], where: Sequence[str], report: Report) -> dict[str, Case]:
-    """Cases with an image and a label; a file without its partner goes to the report.
+def pair_files(
+    images: dict[str, str], labels: dict[str, str], where: Sequence[str], report: Report, count: int = 0
+) -> dict[str, Case]:
+    """Cases with an image and a label, by their key.
 
     Args:
         images, labels: of `list_files`.
         where: their folders.
-        report: is added to.
+        report: gets files without their partner, and the number of cases that are missing altogether.
+        count: of the cases of a whole set.
     """
+    if (there := len(images.keys() | labels.keys())) < count:
+        report.missing.append(Missing(f"{where[0]} and {where[1]}", count - there))
     for key in sorted(images.keys() ^ labels.keys()):
         there = images.get(key) or labels[key]
         lacking, folder = ("label", where[1]) if key in images else ("image", where[0])

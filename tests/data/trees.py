@@ -72,6 +72,17 @@ def save_volume(path: Path, voxels: np.ndarray, affine: np.ndarray | None = None
     nibabel.save(file, path)
 
 
+def unit_sform(path: Path) -> None:
+    """Give a file a qform of 1.5 x 1.5 x 10 mm and an sform of 1 mm."""
+    import nibabel
+
+    affine = np.diag([-1.5, -1.5, 10, 1])
+    file = nibabel.Nifti1Image(np.asarray(nibabel.load(path).dataobj), affine)
+    file.set_qform(affine, code=1)
+    file.set_sform(np.diag([-1, -1, 1, 1]), code=2)
+    nibabel.save(file, path)
+
+
 def volume(seed: int) -> np.ndarray:
     """A CT of noise."""
     return np.random.default_rng(seed).integers(-1000, 1000, (6, 5, 4)).astype(np.int16)

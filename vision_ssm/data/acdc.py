@@ -7,8 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from .layout import Progress, Report, Wrong, find_root
 from .volume_sets import Case, check_cases
 
@@ -60,11 +58,6 @@ def check_acdc(
     report.lack(top, missing)
     cases = [case for chosen in splits.values() for case in chosen]
     check_cases(root, cases, report, len(LABELS) - 1, jobs, progress)
-    if report.ok and (strange := [case.image for case in cases if _other_spacing(root / case.image)]):
-        report.notes.append(
-            f"{len(strange)} images (such as {strange[0]}) have an affine with other distances between voxels than "
-            "their header's: distances of surfaces will follow the affine"
-        )
     return report, splits
 
 
@@ -93,11 +86,3 @@ def _patient(root: Path, top: str, number: int, report: Report, missing: list[st
         if not gone:
             cases.append(Case(*(f"{top}/{file}" for file in files)))
     return cases
-
-
-def _other_spacing(path: Path) -> bool:
-    """Whether sform and qform differ: some files are reported to have an sform of 1 mm (nnU-Net's issue 2741)."""
-    import nibabel
-
-    image = nibabel.load(path)
-    return not np.allclose(nibabel.affines.voxel_sizes(image.affine), image.header.get_zooms()[:3], rtol=0.01)

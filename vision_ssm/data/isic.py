@@ -36,7 +36,7 @@ class Isic:
     validation: int
 
 
-# VM-UNet trains on 1500 and 1886 pictures and holds out 650 and 808 (from memory of its paper, unverified), which sum to
+# VM-UNet trains on 1500 and 1886 pictures and holds out 650 and 808 (from memory of its paper, unverified): together
 # the challenges' training and validation sets. Which pictures it holds out is known of its own files alone.
 ISIC17 = Isic(
     {

@@ -17,6 +17,7 @@ RESULTS = ROOT / "tools" / "results"
 sys.path.insert(0, str(ROOT / "tools"))
 
 from readme_gpu import gpu_speed  # noqa: E402
+from readme_networks import network_figures  # noqa: E402
 
 _WORDS = {1: "one", 2: "two", 4: "four", 8: "eight", 16: "sixteen"}
 _SETS = {"avx512": "AVX-512", "avx2": "AVX2"}
@@ -116,6 +117,7 @@ def blocks() -> dict[str, str]:
         cpu_scans=cpu_scans(ops, models),
         cpu_speed=cpu_speed(ops, models),
         gpu_speed=gpu_speed(_read("gpu-ops*.json"), _read("gpu-models*.json")),
+        network_figures=network_figures([*_read("cpu-networks*.json"), *_read("gpu-networks*.json")]),
     )
 
 

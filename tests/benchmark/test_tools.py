@@ -84,6 +84,65 @@ def test_blocks_are_filled_and_must_exist():
         filled(readme, dict(c="3"))
 
 
+# Figures of the networks
+
+
+def _network_file(**machine) -> dict:
+    time = lambda ms: dict(median=ms)  # noqa: E731
+    runs = {
+        "forward": dict(times_ms=time(1500.0), peak_mib=2048.0),
+        "training": dict(stopped="more than 12 GiB"),
+        "training, recomputing": dict(refused="expected multiples of 16"),
+    }
+    windows = [
+        dict(kind="same volume", volume=[126, 64, 64], overlap=0.25, windows=2, peak_mib=512.0, volume_mib=30.0),
+        dict(kind="same volume", volume=[126, 64, 64], overlap=0.5, stopped="more than 12 GiB"),
+    ]
+    where = dict(cpu="C", threads=2, torch="2.0", date="2000-01-01") | machine
+    return dict(
+        machine=where,
+        networks=[
+            dict(
+                case="sequential_n", network="n", patch=[32, 64, 64], ratio=20.4, contender="published reference",
+                times_ms={"ours": time(500.0), "published reference": time(10200.0)},
+            ),
+            dict(case="share_n", network="n", patch=[96] * 3, share=0.123),
+            dict(case="memory_n", network="n", patch=[96] * 3, amp=None, runs=runs),
+            dict(case="memory_m", error="broken"),
+            dict(case="windows", network="n", window=[64] * 3, amp=None, runs=windows),
+        ],
+    )  # fmt: skip
+
+
+def test_network_results_become_text_and_tables():
+    from readme_networks import network_figures
+
+    text = network_figures([_network_file()])
+    assert "Measured on C, 2 threads, torch 2.0, 2000-01-01, batch 1." in text
+    assert "`n` at 32x64x64, forward, float32: 0.500 s; with mamba_ssm's sequential scan" in text
+    assert "20 times as long" in text and "take 12% of a forward pass of `n` at 96x96x96" in text
+    assert "| `n` | 96x96x96 | 1.5 s, 2.0 GiB | more than 12 GiB | does not take this size |" in text
+    assert text.count("| 126x64x64 |") == 1 and "| 126x64x64 | 0.25 | 2 | 512 MiB | 30 MiB |" in text
+    assert "broken" not in text
+
+
+def test_network_results_of_several_machines_stand_apart():
+    from readme_networks import network_figures
+
+    text = network_figures([_network_file(), _network_file(gpu="G")])
+    assert "Measured on C, 2 threads" in text and "Measured on G, torch" in text
+    assert network_figures([]).startswith("No figures of the networks")
+
+
+def test_later_network_results_replace_earlier():
+    from readme_networks import network_figures
+
+    later = _network_file()
+    later["networks"] = [dict(later["networks"][1], share=0.5)]
+    text = network_figures([_network_file(), later])
+    assert "50%" in text and "12%" not in text and "| `n` | 96x96x96 |" in text
+
+
 # The peer's build
 
 

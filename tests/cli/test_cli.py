@@ -423,6 +423,12 @@ def test_benchmark_bad_options(fails, tmp_path):
     assert "--threads has no meaning with --device cuda" in fails(
         "benchmark", "ops", "--device", "cuda", "--threads", 2
     )
+    assert "--limit-gib has no meaning with models" in fails("benchmark", "models", "--limit-gib", 3)
+    assert "--peers has no meaning with networks" in fails("benchmark", "networks", "--peers", "mamba*")
+    assert "expected one side or three" in fails("benchmark", "networks", "--patch", "96x96")
+    assert "expected a number above 0" in fails("benchmark", "networks", "--limit-gib", "none")
+    assert "no case matches 'paint'" in fails("benchmark", "networks", "--cases", "paint")
+    assert "holds no mamba_ssm" in fails("benchmark", "networks", "--mamba-ssm", tmp_path)
     assert "no folder" in fails("benchmark", "ops", "-o", tmp_path / "missing" / "ops.json")
     for what in ("ops", "models"):
         assert "no case matches 'paint'" in fails("benchmark", what, "--device", "cuda", "--cases", "paint")
@@ -431,6 +437,7 @@ def test_benchmark_bad_options(fails, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_benchmark_without_a_gpu(fails):
     assert fails("benchmark", "ops", "--device", "cuda").startswith("--device cuda: ")
+    assert fails("benchmark", "networks", "--device", "cuda").startswith("--device cuda: ")
 
 
 @pytest.fixture
@@ -494,3 +501,36 @@ def test_benchmark_of_models_on_a_gpu(measured, prints):
     measured.results = [runs | dict(absent={}), shares]
     printed = prints("benchmark", "models", "--device", "cuda")
     assert "images/s" in printed and "0.25" in printed and "gemm" in printed
+
+
+def test_benchmark_of_networks_writes_case_by_case(monkeypatch, capsys, tmp_path):
+    from vision_ssm.benchmark import networks
+
+    path, seen = tmp_path / "networks.json", []
+    time = dict(median=1000.0, fastest=900.0, slowest=1100.0, rounds=3)
+    cube = dict(network="n", patch=[96] * 3)
+    found = dict(forward=dict(times_ms=time, peak_mib=2.0), training=dict(stopped="more than 2 GiB"))
+    volume = dict(kind="same volume", volume=[63, 32, 32], overlap=0.5)
+
+    def run(names, settings):
+        seen.append((names, settings))
+        yield dict(case="sequential_n", contender="c", ratio=15.55, times_ms=dict(ours=time, c=time)) | cube
+        assert [r["case"] for r in json.loads(path.read_text())["networks"]] == ["sequential_n"]
+        yield dict(case="share_n", layers=4, share=0.05, times_ms=dict(n=time)) | cube
+        yield dict(case="memory_n", amp="bfloat16", runs=found) | cube
+        runs = [volume | dict(windows=8, peak_mib=7.0, volume_mib=5.0), volume | dict(refused="too small")]
+        yield dict(case="windows", network="n", window=[32] * 3, runs=runs)
+        yield dict(case="memory_m", error="broken")
+
+    monkeypatch.setattr(networks, "run", run)
+    options = "--cases", "memory*", "--patch", "48x160x224", "64", "--amp", "bfloat16", "--limit-gib", "2.5"
+    assert main(["benchmark", "networks", "-o", str(path), *options]) == 1
+    printed = capsys.readouterr()
+    assert printed.err == "vision-ssm: error: memory_m: broken\n"
+    for text in ("c takes 15.6 times ours", "5%", "stopped: more than 2 GiB", "refused: too small", "63x32x32"):
+        assert text in printed.out
+    names, settings = seen[0]
+    assert names == [f"memory_{name}" for name in networks.MEMORY]
+    assert settings.patches == ((48, 160, 224), (64, 64, 64))
+    assert (settings.limit_gib, settings.amp, settings.rounds, settings.reference) == (2.5, "bfloat16", 3, None)
+    assert len(json.loads(path.read_text())["networks"]) == 5

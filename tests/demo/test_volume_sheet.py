@@ -88,8 +88,7 @@ def test_a_colour_for_each_organ():
 
 def test_the_picture_has_every_colour_in_place(work):
     """Rows and columns of the picture: an organ on the patient's right is on the left of it."""
-    classes, cases = find_volumes(work / "list.json", work / "predictions", "validation", 1)
-    path = draw(cases, classes, work / "sheet.png")
+    path = draw(find_volumes(_items(work), work / "predictions", 1), CLASSES, work / "sheet.png")
     with Image.open(path) as file:
         assert file.format == "PNG"
         pixels = np.asarray(file.convert("RGB")).astype(int)
@@ -103,14 +102,16 @@ def test_the_picture_has_every_colour_in_place(work):
     assert right < left
 
 
+def _items(work):
+    records = json.loads((work / "list.json").read_text())["validation"]
+    return [{key: str(work / path) for key, path in record.items()} for record in records]
+
+
 def test_find_volumes(work):
-    classes, cases = find_volumes(work / "list.json", work / "predictions", "validation", 5)
-    assert classes == list(CLASSES)
+    cases = find_volumes(_items(work), work / "predictions", 5)
     assert [case.image.name for case in cases] == ["img0.nii.gz", "img2.nii.gz"]
     assert cases[0].prediction == work / "predictions/img0.nii.gz"
-    assert len(find_volumes(work / "list.json", work / "predictions", "validation", 1)[1]) == 1
-    with pytest.raises(ValueError, match=r"list\.json has no list 'test'"):
-        find_volumes(work / "list.json", work, "test", 5)
+    assert len(find_volumes(_items(work), work / "predictions", 1)) == 1
 
 
 def test_a_prediction_on_another_grid_is_refused(work):
@@ -128,11 +129,17 @@ def test_nothing_to_draw(work):
         draw([], CLASSES, work / "sheet.png")
 
 
+def _runner(work, folder):
+    dataset = SimpleNamespace(items=_items(work), metainfo=dict(classes=CLASSES), label_map={})
+    return SimpleNamespace(
+        work_dir=str(folder), logger=logging.getLogger("sheet"), val_dataloader=SimpleNamespace(dataset=dataset)
+    )
+
+
 def test_the_hook(work, caplog):
-    hook = HOOKS.build(dict(type="VolumeSheet", data_list=str(work / "list.json"), samples=2, window=[-100, 200]))
+    hook, runner = HOOKS.build(dict(type="VolumeSheet", samples=2, window=[-100, 200])), _runner(work, work)
     assert isinstance(hook, VolumeSheet)
-    logger = logging.getLogger("sheet")
-    runner = SimpleNamespace(work_dir=str(work), logger=logger)
+    hook.before_val_epoch(runner)
     hook.after_val_epoch(runner, dict(dice=np.float32(0.5)))
     assert json.loads((work / "metrics.json").read_text()) == dict(dice=0.5)
     assert not (work / "predictions.png").exists()
@@ -143,7 +150,16 @@ def test_the_hook(work, caplog):
 
 
 def test_the_hook_without_predictions(work, caplog):
-    runner = SimpleNamespace(work_dir=str(work / "elsewhere"), logger=logging.getLogger("sheet"))
-    VolumeSheet(str(work / "list.json")).after_run(runner)
-    assert "holds no prediction of validation" in caplog.text
+    hook, runner = VolumeSheet(), _runner(work, work / "elsewhere")
+    hook.before_val_epoch(runner)
+    hook.after_run(runner)
+    assert "holds no prediction" in caplog.text
     assert not (work / "elsewhere").exists()
+
+
+def test_mapped_labels_are_drawn_as_their_classes(work):
+    """Ids that the map leaves out look like background."""
+    cases = find_volumes(_items(work), work / "predictions", 1)
+    hidden = draw(cases, CLASSES, work / "hidden.png", label_map={1: 0}).read_bytes()
+    assert hidden == draw(cases, CLASSES, work / "again.png", label_map={1: 0, 2: 0}).read_bytes()
+    assert hidden != draw(cases, CLASSES, work / "all.png").read_bytes()

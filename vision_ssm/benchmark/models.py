@@ -4,7 +4,6 @@ import math
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import timm
 import torch
@@ -65,21 +64,16 @@ def run_scaling(names: Sequence[str] = SCALING, rounds: int = 5, seconds: float 
 
 _PEAK = """
 import torch, vision_ssm
-from vision_ssm.benchmark.models import _create, _forward, _status
+from vision_ssm.benchmark.apart import reset_peak, status
+from vision_ssm.benchmark.models import _create, _forward
 torch.set_num_threads({threads})
 with torch.inference_mode():
     call = _forward(_create({name!r}, {side}), 1, {side})
-    before = _status("VmRSS")
-    open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts again from here
+    before = status("VmRSS")
+    reset_peak()
     call()
-    print((_status("VmHWM") - before) / 1024)
+    print((status("VmHWM") - before) / 1024)
 """
-
-
-def _status(field: str) -> int:
-    """A memory figure of this process, in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
 def run_memory(

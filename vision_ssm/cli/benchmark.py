@@ -1,4 +1,4 @@
-"""`vision-ssm benchmark`: speed of operators and models beside their peers on this machine."""
+"""`vision-ssm benchmark`: speed of operators, models and networks on this machine, beside their peers."""
 
 import argparse
 from pathlib import Path
@@ -7,47 +7,60 @@ import torch
 
 from ..benchmark.timing import machine
 from ..files import write_json
-from . import benchmark_gpu
+from . import benchmark_gpu, benchmark_networks
 from .console import CommandError, check_output, positive, print_table, rich_console
 
 NAME = "benchmark"
-HELP = "time the operators or the models beside their peers, in turns, and compare medians"
+HELP = "time the operators, the models or the medical networks, beside their peers and in turns"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("what", choices=("ops", "models"), help="ops: selective scans; models: backbones beside timm's")
+    parser.add_argument(
+        "what", choices=("ops", "models", "networks"),
+        help="ops: selective scans; models: backbones beside timm's; networks: time and memory of those for volumes",
+    )  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: the current NVIDIA GPU")
     parser.add_argument(
         "--threads", type=positive, metavar="N", help="threads of PyTorch, on CPUs (default: its own choice)"
     )
     parser.add_argument(
-        "--rounds", type=positive, metavar="N", help="turns of each contestant (default: 30; models 20)"
+        "--rounds", type=positive, metavar="N", help="turns of each contestant (default: 30; models 20, networks 3)"
     )
     parser.add_argument(
         "--seconds", type=positive, metavar="S", help="limit of each case (default: 60; on GPUs ops 10, models 30)"
     )
     parser.add_argument(
-        "--mamba-ssm", metavar="PATH", help="ops on CPUs: mamba_ssm's sdist, whose PyTorch reference joins as a peer"
+        "--mamba-ssm", metavar="PATH", help="ops on CPUs, networks: mamba_ssm's sdist, whose PyTorch reference joins"
     )
     parser.add_argument(
-        "--cases", metavar="PATTERN", help="on GPUs: shell patterns of the cases, separated by commas (default: all)"
+        "--cases",
+        metavar="PATTERN",
+        help="on GPUs, and networks: shell patterns of the cases, by commas (default: all)",
     )
     parser.add_argument(
         "--peers", metavar="PATTERN", help="ops on GPUs: shell patterns of the peers, likewise (default: all)"
     )
+    benchmark_networks.add_arguments(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="also write the results as JSON")
     parser.epilog = (
         "example: vision-ssm benchmark ops --threads 2 --mamba-ssm mamba_ssm-2.3.2.tar.gz -o ops.json\n"
-        "         vision-ssm benchmark ops --device cuda --cases 'vim*,ss2d*' -o gpu-ops.json"
+        "         vision-ssm benchmark ops --device cuda --cases 'vim*,ss2d*' -o gpu-ops.json\n"
+        "         vision-ssm benchmark networks --threads 2 --cases 'memory*' --patch 64 96 --limit-gib 12"
     )
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
-    others = dict(cuda=("threads", "mamba_ssm"), cpu=("cases", "peers"))[args.device]
-    for name in others:
+    unheard = dict(cuda=("threads", "mamba_ssm"), cpu=("cases", "peers"))[args.device]
+    meaningless = dict.fromkeys(unheard, f"--device {args.device}")
+    if args.what == "networks":
+        meaningless = dict.fromkeys(("threads",) if args.device == "cuda" else (), "--device cuda")
+        meaningless["peers"] = "networks"
+    else:
+        meaningless |= dict.fromkeys(("patch", "amp", "limit_gib"), args.what)
+    for name, where in meaningless.items():
         if getattr(args, name) is not None:
-            raise CommandError(f"--{name.replace('_', '-')} has no meaning with --device {args.device}")
+            raise CommandError(f"--{name.replace('_', '-')} has no meaning with {where}")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
     _check_arguments(args)
     if args.output:
         check_output(args.output)
+    if args.what == "networks":
+        return benchmark_networks.run(console, args)
     if args.device == "cuda":
         return benchmark_gpu.run(console, args)
     args.seconds = args.seconds or 60

@@ -1,7 +1,6 @@
 """A picture of volumes with their labels and predictions, in three planes, as radiologists look at them."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +85,13 @@ def _read(case: Volumes) -> tuple[list[NDArray], NDArray[np.float64]]:
     return [image, *(np.rint(x).astype(int) for x in labels)], np.linalg.norm(files[0].affine[:3, :3], axis=0)
 
 
-def draw(cases: Sequence[Volumes], classes: Sequence[str], path: Path, window: tuple[float, float] = _WINDOW) -> Path:
+def draw(
+    cases: Sequence[Volumes],
+    classes: Sequence[str],
+    path: Path,
+    window: tuple[float, float] = _WINDOW,
+    label_map: Mapping[int, int] | None = None,
+) -> Path:
     """Write a picture with a row for each case: label and prediction over the image, in three planes.
 
     Args:
@@ -94,6 +99,7 @@ def draw(cases: Sequence[Volumes], classes: Sequence[str], path: Path, window: t
         classes: names, the background first.
         path: of the PNG.
         window: densities that are black and white, HU.
+        label_map: ids in the label files to ids of classes; ids without an entry become background.
 
     Raises:
         ValueError: there is no case, or a label or a prediction is not on its image's grid.
@@ -111,6 +117,8 @@ def draw(cases: Sequence[Volumes], classes: Sequence[str], path: Path, window: t
     )
     for number, (row, case) in enumerate(zip(axes, cases, strict=True)):
         (image, label, prediction), spacing = _read(case)
+        if label_map:
+            label = sum(new * (label == old) for old, new in label_map.items())
         shown = planes([image, label, prediction], label if label.any() else prediction)
         for i, (plane, (slice_, *overlays)) in enumerate(shown.items()):
             _, column_axis, row_axis, sides = _PLANES[plane]
@@ -130,31 +138,20 @@ def draw(cases: Sequence[Volumes], classes: Sequence[str], path: Path, window: t
     return path
 
 
-def find_volumes(
-    data_list: str | Path, predictions: str | Path, split: str, most: int
-) -> tuple[list[str], list[Volumes]]:
-    """Names of the classes, and the first cases of a split that have a prediction.
+def find_volumes(items: Sequence[Mapping], predictions: str | Path, most: int) -> list[Volumes]:
+    """The first cases that have a prediction.
 
     Args:
-        data_list: a JSON file as `load_decathlon_datalist` of MONAI reads it; paths are relative to its folder.
+        items: `image` and `label` of each case, as a `VolumeDataset` has them.
         predictions: folder of predictions, each with its image's name.
-        split: a list of cases with labels.
         most: number of cases.
-
-    Raises:
-        ValueError: the list has no such split.
     """
-    data_list = Path(data_list)
-    content = json.loads(data_list.read_text(encoding="utf-8"))
-    if not isinstance(content.get(split), list):
-        raise ValueError(f"{data_list} has no list {split!r}")
     found = []
-    for record in content[split]:
-        image, label = (data_list.parent / record[key] for key in ("image", "label"))
-        prediction = Path(predictions) / image.name
-        if prediction.is_file():
-            found.append(Volumes(image, label, prediction))
-    return [content["labels"][str(i)] for i in range(len(content["labels"]))], found[:most]
+    for item in items:
+        prediction = Path(predictions) / Path(item["image"]).name
+        if "label" in item and prediction.is_file():
+            found.append(Volumes(Path(item["image"]), Path(item["label"]), prediction))
+    return found[:most]
 
 
 @HOOKS.register_module()
@@ -164,25 +161,17 @@ class VolumeSheet(Hook):
     Metrics that have an `output_dir` of None write their predictions to the work folder.
 
     Args:
-        data_list: of the data set, JSON.
-        split: that is evaluated.
-        samples: number of cases in the picture, the first ones.
+        samples: number of cases in the picture, the first ones of the set that is evaluated.
         predictions: folder of predictions in the work folder, where the metrics name no other.
         window: densities that are black and white, HU.
     """
 
     priority = "LOW"
 
-    def __init__(
-        self,
-        data_list: str,
-        split: str = "validation",
-        samples: int = 3,
-        predictions: str = "predictions",
-        window: Sequence[float] = _WINDOW,
-    ):
-        self.data_list, self.split, self.samples, self.predictions = data_list, split, samples, predictions
+    def __init__(self, samples: int = 3, predictions: str = "predictions", window: Sequence[float] = _WINDOW):
+        self.samples, self.predictions = samples, predictions
         self.window = float(window[0]), float(window[1])
+        self.dataset = None
 
     def before_run(self, runner) -> None:
         """Have the predictions written."""
@@ -192,6 +181,14 @@ class VolumeSheet(Hook):
                     metric.output_dir = str(Path(runner.work_dir) / self.predictions)
                 elif getattr(metric, "output_dir", ""):
                     self.predictions = metric.output_dir
+
+    def before_val_epoch(self, runner) -> None:
+        """Remember what is evaluated."""
+        self.dataset = runner.val_dataloader.dataset
+
+    def before_test_epoch(self, runner) -> None:
+        """Remember what is evaluated."""
+        self.dataset = runner.test_dataloader.dataset
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
         """Write the metrics."""
@@ -203,12 +200,13 @@ class VolumeSheet(Hook):
 
     def after_run(self, runner) -> None:
         """Draw the last predictions."""
-        if not is_main_process():
+        if not is_main_process() or self.dataset is None:
             return
         folder = Path(runner.work_dir)
-        classes, cases = find_volumes(self.data_list, folder / self.predictions, self.split, self.samples)
+        cases = find_volumes(self.dataset.items, folder / self.predictions, self.samples)
         if not cases:
-            runner.logger.warning(f"{folder / self.predictions} holds no prediction of {self.split}: no picture")
+            runner.logger.warning(f"{folder / self.predictions} holds no prediction of a case with a label: no picture")
             return
-        draw(cases, classes, folder / "predictions.png", self.window)
+        classes, label_map = self.dataset.metainfo["classes"], self.dataset.label_map
+        draw(cases, classes, folder / "predictions.png", self.window, label_map)
         runner.logger.info(f"wrote {folder / 'predictions.png'}")

@@ -534,3 +534,13 @@ def test_benchmark_of_networks_writes_case_by_case(monkeypatch, capsys, tmp_path
     assert settings.patches == ((48, 160, 224), (64, 64, 64))
     assert (settings.limit_gib, settings.amp, settings.rounds, settings.reference) == (2.5, "bfloat16", 3, None)
     assert len(json.loads(path.read_text())["networks"]) == 5
+
+
+def test_networks_for_medical_images(prints, fails, image):
+    """They are listed and described; pictures are classified by those that can."""
+    about = json.loads(prints("info", "umamba_enc_3d", "--json"))
+    assert about["input_size"] == [1, 48, 160, 224] and about["features"] == []
+    assert json.loads(prints("list", "segmamba*", "--json"))[0]["name"] == "segmamba"
+    message = fails("predict", image, "--model", "segmamba_test")
+    assert message == "segmamba_test is for medical images: `vision-ssm train` and `test` take a config of it"
+    assert json.loads(prints("predict", image, "--model", "medmamba_test", "--json"))

@@ -261,6 +261,18 @@ def test_gradient_checkpointing_by_config():
         VolumeSegmentor(dict(type="torch.nn.Identity", with_cp=True), dict(roi_size=(8, 8, 8)))
 
 
+def test_channels_last_is_the_same_network():
+    network = dict(name="umamba_3d_test", in_chans=1, num_classes=3)
+    torch.manual_seed(0)
+    plain = VolumeSegmentor(network, dict(roi_size=(8, 16, 12)))
+    other = VolumeSegmentor(network, dict(roi_size=(8, 16, 12)), channels_last=True)
+    other.load_state_dict(plain.state_dict())
+    weight = other.network.stages[1][0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last_3d)
+    x = torch.randn(2, 1, 8, 16, 12)
+    torch.testing.assert_close(other(x), plain(x), rtol=1e-3, atol=1e-3)
+
+
 def test_weights_of_the_network_alone(tmp_path):
     """As a start, and as a checkpoint of the whole model: a file of this package, or a published one."""
     network = dict(name="umamba_3d_test", in_chans=1, num_classes=3)

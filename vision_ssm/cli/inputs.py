@@ -29,8 +29,8 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def check_model_name(name: str, names: list[str] | None = None) -> str:
-    """`name`, if it is one of `names`: by default of the backbones, which classify images."""
-    names = model_names() if names is None else names
+    """`name`, if it is one of `names`: by default of those that classify images."""
+    names = model_names() + medical.model_names("medmamba_*") if names is None else names
     if name in medical.model_names() and name not in names:
         raise CommandError(f"{name} is for medical images: `vision-ssm train` and `test` take a config of it")
     if name not in names:

@@ -29,6 +29,8 @@ class VolumeSegmentor(BaseModel):
         loss: arguments of `DeepSupervision`.
         checkpoint: file or URL of weights to start from, of this package or as published. A run that is resumed or has
             `load_from` does not read it.
+        channels_last: keep convolutions and maps channels-last in memory: faster training where the channels are few,
+            and on GPUs; the norms of such maps are less exact on CPUs (1e-4, relative).
         data_preprocessor: MMEngine's.
     """
 
@@ -38,13 +40,25 @@ class VolumeSegmentor(BaseModel):
         inference: Mapping,
         loss: Mapping | None = None,
         checkpoint: str | None = None,
+        channels_last: bool = False,
         data_preprocessor: Mapping | None = None,
     ):
         super().__init__(data_preprocessor=data_preprocessor)
         self.network = build_network(network)
         self.windows = SlidingWindows(**inference)
         self.loss = DeepSupervision(**(loss or {}))
-        self.checkpoint = checkpoint
+        self.checkpoint, self.channels_last = checkpoint, channels_last
+        if channels_last:
+            for parameter in self.network.parameters():
+                parameter.data = self._in_memory(parameter.data)
+
+    def _in_memory(self, x: Tensor) -> Tensor:
+        """Channels-last, where that is asked for and means something."""
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        return x.contiguous(memory_format=formats[x.ndim]) if self.channels_last and x.ndim in formats else x
+
+    def _logits(self, image: Tensor) -> Tensor | Sequence[Tensor]:
+        return self.network(self._in_memory(image))
 
     def init_weights(self) -> None:
         """Load the weights to start from; MMEngine calls it when training starts. Networks fill their own before."""
@@ -77,7 +91,7 @@ class VolumeSegmentor(BaseModel):
             images = image if isinstance(image, (list, tuple)) else image.split(1)
             return [self._segment(one, case[i] if case else None) for i, one in enumerate(images)]
         image = torch.cat(list(image)) if isinstance(image, (list, tuple)) else image
-        output = self.network(image)
+        output = self._logits(image)
         if mode == "tensor":
             return output
         label = torch.cat(list(label)) if isinstance(label, (list, tuple)) else label
@@ -85,5 +99,5 @@ class VolumeSegmentor(BaseModel):
 
     @torch.no_grad()
     def _segment(self, image: Tensor, case: Case | None) -> dict:
-        probabilities = self.windows(image, self.network)
+        probabilities = self.windows(image, self._logits)
         return dict(labels=probabilities.argmax(1)[0].to(torch.uint8), case=case)

@@ -88,7 +88,9 @@ def _prepare(name: str, root: Path, args: argparse.Namespace) -> int:
         print(f"  no data list is written; the set is at {known.home}")
         return 1
     output = args.output or root / known.file
-    content = data_list(known.labels, splits, name, output.parent, root, known.modality, known.size)
+    content = data_list(
+        known.labels, splits, name, folder=output.parent, root=root, modality=known.modality, size=known.size
+    )
     write_json(output, content)
     print(f"wrote {output}: " + ", ".join(f"{len(content[split])} {split}" for split in splits))
     return 0

@@ -205,6 +205,7 @@ def data_list(
     labels: Sequence[str],
     splits: Mapping[str, Sequence[Case]],
     name: str,
+    description: str = "",
     folder: str | Path = ".",
     root: str | Path = ".",
     modality: str = "CT",
@@ -216,6 +217,7 @@ def data_list(
         labels: names of the classes, the background first.
         splits: cases of "training", "validation" and "test", relative to `root`; those of "test" need no label.
         name: of the set.
+        description: of the set.
         folder: that the list is written to; its paths are relative to this folder.
         root: the set's folder.
         modality: what the images are.
@@ -238,7 +240,7 @@ def data_list(
     entries = {split: [entry(case) for case in splits.get(split, ())] for split in ("training", "validation", "test")}
     return dict(
         name=name,
-        description="",
+        description=description,
         tensorImageSize=size,
         modality={"0": modality},
         labels={str(i): label for i, label in enumerate(labels)},

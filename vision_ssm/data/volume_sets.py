@@ -111,6 +111,10 @@ def find_cases(root: str | Path, report: Report) -> Cases:
         expected = " or ".join(f"{layout[0]} and {layout[1]}" for layout in _LAYOUTS[:2])
         zipped = " (RawData.zip is there: unzip it)" if (root / "RawData.zip").is_file() else ""
         raise LayoutError(f"{root} holds neither {expected}{zipped}")
+    for folder in where:
+        unzipped = [name for name in sizes(root / folder, ".nii") if not (root / folder / f"{name}.gz").is_file()]
+        for name in sorted(unzipped):
+            report.wrong.append(Wrong(f"{folder}/{name}", "is not compressed", "a .nii.gz file: gzip it"))
     images, labels, test = (list_files(root, folder, _NAME, report) for folder in where)
     labelled = pair_files(images, labels, where, report)
     return Cases(root, where, labelled, {key: Case(name) for key, name in sorted(test.items())})

@@ -4,6 +4,7 @@ import gzip
 import json
 import shutil
 import zipfile
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 pytest.importorskip("mmengine")
 pytest.importorskip("monai")
+from mmengine.hooks import Hook
 from monai.data import MetaTensor
 from monai.transforms import Orientationd, Resized, Spacingd
 from volumes import tiny_volumes
@@ -21,6 +23,17 @@ from vision_ssm.engine import ConfigError, DataError, train
 from vision_ssm.engine.order import Order, Seeded
 from vision_ssm.volumes import VolumeDataset, build_transforms
 from vision_ssm.volumes.check import size_for_crops
+
+
+class WithoutFiles(Hook):
+    """Takes away the images to train on after the first step."""
+
+    def __init__(self, root):
+        self.images = [Path(root) / f"imagesTr/img{i:04d}.nii.gz" for i in range(3)]
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        for image in self.images:
+            image.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +97,19 @@ def test_volumes_in_memory_are_not_read_again(root):
     shutil.rmtree(root / "imagesTr")
     first, second = dataset[0]["image"], dataset[0]["image"]
     assert not torch.equal(first, second)  # other crops all the same
+
+
+def test_volumes_inside_wrappers_are_kept_in_memory(root, tmp_path):
+    """Later steps read no file, whatever MMEngine's wrappers are around the data set."""
+    lists = json.loads((root / "dataset_0.json").read_text())
+    one, other = (tiny_volumes.dataset(root, data_list=dict(training=part), cache_rate=1.0, cache_workers=1)
+                  for part in (lists["training"][:1], lists["training"][1:]))  # fmt: skip
+    repeated = dict(type="RepeatDataset", dataset=one, times=2)
+    cfg = tiny_volumes.config(root, steps=9)
+    cfg.train_dataloader.dataset = dict(type="ConcatDataset", datasets=[repeated, other])
+    cfg.custom_hooks = [dict(type=WithoutFiles, root=str(root))]
+    train(cfg, tmp_path / "run")
+    assert not (root / "imagesTr/img0000.nii.gz").exists()
 
 
 def test_folder_of_volumes_follows_files_and_transforms(root, tmp_path):
@@ -364,6 +390,16 @@ def test_volumes_smaller_than_their_crops(tmp_path):
     without = _dataset(root, transforms=loading("image", "label") + CROPS[1:])
     with pytest.raises(DataError, match=r"img0000.*add a SpatialPadd of that size"):
         without.check()
+
+
+def test_what_is_left_of_the_foreground_may_be_smaller_than_the_crops(whole):
+    """No header tells, so that the config has to pad, after the foreground crop and before the crop."""
+    steps, padding, crops = loading("image", "label"), CROPS[0], CROPS[1:]
+    _dataset(whole, transforms=[*steps, padding, *crops]).check()
+    _dataset(whole, transforms=[*steps[:-1], *crops]).check()
+    for order in ([*steps, *crops], [*steps[:-1], padding, steps[-1], *crops], [*steps, *crops, padding]):
+        with pytest.raises(DataError, match="CropForegroundd may leave less than crops of 12x12x12: add a SpatialPadd"):
+            _dataset(whole, transforms=order).check()
 
 
 @pytest.mark.parametrize("affine", [oblique(), oblique()[:, [2, 0, 1, 3]], np.diag([-0.7, 2.0, 5.0, 1.0])])

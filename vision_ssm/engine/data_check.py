@@ -20,7 +20,7 @@ from PIL import Image
 from ..files import write_json
 from .order import DataError, Seeded
 
-__all__ = ["DataCheckHook", "check_dataset", "check_samples", "checked_once", "file_stamp"]
+__all__ = ["DataCheckHook", "check_dataset", "check_samples", "checked_once", "file_stamp", "leaves"]
 
 _VERSION = 3  # of the checks: to be raised when they find more
 _SHOWN = 5
@@ -123,13 +123,13 @@ def _annotation_problems(path: str) -> Iterator[str]:
             yield f"{path}: {len(strange)} annotations have a {key} that the file does not list: {values}, {first}"
 
 
-def _leaves(dataset) -> Iterable:
+def leaves(dataset) -> Iterable:
     """The data sets inside wrappers (repeated, concatenated, balanced)."""
     if hasattr(dataset, "datasets"):
         for inner in dataset.datasets:
-            yield from _leaves(inner)
+            yield from leaves(inner)
     elif isinstance(dataset, Seeded) or ("dataset" in vars(dataset) and not hasattr(dataset, "load_data_list")):
-        yield from _leaves(dataset.dataset)
+        yield from leaves(dataset.dataset)
     else:
         yield dataset
 
@@ -161,7 +161,7 @@ def check_dataset(dataset, log: Callable[[str], object] | None = None) -> None:
         DataError: files are missing, do not decode, differ in size from their annotation or have ids outside the
             classes, or a COCO file contradicts itself; the first few are named.
     """
-    for leaf in _leaves(dataset):
+    for leaf in leaves(dataset):
         if hasattr(leaf, "check"):
             leaf.check(log)
         elif hasattr(leaf, "get_data_info") and hasattr(leaf, "metainfo"):
@@ -223,8 +223,8 @@ def check_samples(loop) -> None:
     """
     for metric in getattr(getattr(loop, "evaluator", None), "metrics", ()):
         if check := getattr(metric, "check_samples", None):
-            leaves = [leaf for leaf in _leaves(loop.dataloader.dataset) if hasattr(leaf, "get_data_info")]
-            check([leaf.get_data_info(i) for leaf in leaves for i in range(len(leaf))])
+            found = [leaf for leaf in leaves(loop.dataloader.dataset) if hasattr(leaf, "get_data_info")]
+            check([leaf.get_data_info(i) for leaf in found for i in range(len(leaf))])
 
 
 @HOOKS.register_module()

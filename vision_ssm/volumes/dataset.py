@@ -134,6 +134,9 @@ class VolumeDataset(torch.utils.data.Dataset):
         inputs = [item | {"stamp": " ".join(map(file_stamp, _paths(item)))} for item in inputs]
         return PersistentDataset(inputs, self.transform, folder / recipe.hexdigest()[:16], hash_func=pickle_hashing)
 
+    def full_init(self) -> None:
+        """Nothing: MMEngine's wrappers (repeated, concatenated) ask for the list, which was read at the start."""
+
     def fill_cache(self) -> None:
         """Put what `cache_rate` says into memory; before workers start, which then share it.
 

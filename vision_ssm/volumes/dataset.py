@@ -171,7 +171,7 @@ class VolumeDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         self.transform.set_random_state(seed=int(np.random.randint(1 << 32, dtype=np.uint64)))
         if self.test_mode:
-            return self._whole(self.items[index], index)
+            return self._whole(index)
         data = self._transformed(index)
         crops = data if isinstance(data, list) else [data]
         return dict(
@@ -189,8 +189,9 @@ class VolumeDataset(torch.utils.data.Dataset):
             names = info["img_path"] if self.test_mode else f"{info['img_path']} with {info['seg_map_path']}"
             raise DataError(f"{names}: {_reason(error)}") from error
 
-    def _whole(self, item: dict, index: int) -> dict:
+    def _whole(self, index: int) -> dict:
         """A volume of a test; the engine looks at files before a training alone, so that this one is looked at here."""
+        item = self.items[index]
         images = _images(item)
         grids = [_sound(*checked_grid(path)) for path in images]
         image = self._transformed(index)["image"]

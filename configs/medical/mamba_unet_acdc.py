@@ -12,7 +12,7 @@ _train_transforms = [
     dict(type="LoadImaged", keys=_both),
     dict(type="EnsureChannelFirstd", keys=_both),
     dict(type="Orientationd", keys=_both, axcodes="RAS", labels=None),
-    dict(type="Resized", keys=_both, spatial_size=(224, 224, -1), mode=["bilinear", "nearest"]),
+    dict(type="Resized", keys=_both, spatial_size=(224, 224, -1), mode=["bilinear", "nearest-exact"]),
     _scale,
     dict(
         type="RandCropByPosNegLabeld",

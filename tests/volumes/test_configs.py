@@ -18,8 +18,10 @@ from volumes import tiny_volumes
 import vision_ssm  # noqa: F401 - registers the networks
 from vision_ssm.engine import load_config, packaged_configs, train
 from vision_ssm.engine import test as evaluate
+from vision_ssm.volumes import build_transforms
 
 CONFIGS = [name for name in packaged_configs() if name.startswith("medical/")]
+PLANAR = [name for name in CONFIGS if len(load_config(name).model.inference.roi_size) == 2]
 BTCV = [name for name in CONFIGS if "btcv13_24-6" in name]
 # Published figures: mean Dice (%), and distance.
 PUBLISHED = {
@@ -76,6 +78,31 @@ def test_network_takes_the_crops(name):
     assert outputs[0].shape == (2, network["num_classes"], *size)
     assert (len(outputs) > 1) == network.get("deep_supervision", False)
     assert all(a.shape[2] > b.shape[2] for a, b in pairwise(outputs))
+
+
+@pytest.mark.parametrize("name", PLANAR)
+def test_labels_lie_where_their_image_lies(name, tmp_path):
+    """Resizing moves a disc and its label map alike: their centroids agree in world coordinates."""
+    cfg = load_config(name)
+    kinds = ("LoadImaged", "EnsureChannelFirstd", "Orientationd", "Resized")
+    spatial = [step for step in cfg.train_dataloader.dataset.transforms if step.type in kinds]
+    x, y = np.ogrid[:500, :300]
+    disc = ((x - 180) ** 2 + (y - 107) ** 2 < 80**2).astype(np.uint8) * 255
+    if "isic" in name:
+        Image.fromarray(disc.T).save(tmp_path / "disc.png")
+    else:
+        tiny_volumes.save(tmp_path / "disc.nii.gz", np.stack([disc] * 2, -1), np.diag([-0.7, -0.7, 5.0, 1.0]))
+    (path,) = tmp_path.iterdir()
+    found = build_transforms(spatial)(dict(image=str(path), label=str(path)))
+
+    def centroid(voxels):
+        indices = torch.stack(torch.meshgrid(*map(torch.arange, voxels.shape[1:]), indexing="ij")).double()
+        mean = (indices * voxels.as_tensor()).flatten(1).sum(1) / voxels.as_tensor().sum()
+        axes = len(mean)
+        return voxels.affine[:axes, :axes] @ mean + voxels.affine[:axes, -1]
+
+    distance = (centroid(found["image"]) - centroid(found["label"])).abs()
+    assert (distance / found["image"].pixdim).max() < 0.15  # of a voxel
 
 
 # A step. Sizes are divided, all else is the config's.

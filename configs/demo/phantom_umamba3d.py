@@ -66,7 +66,6 @@ model = dict(
         deep_supervision=True,
     ),
     inference=dict(roi_size=_crop, sw_batch_size=2),
-    loss=dict(coarsest=False),
     channels_last=True,
 )
 _iters = 1200

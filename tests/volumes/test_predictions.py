@@ -14,7 +14,7 @@ from volumes import tiny_volumes
 from volumes.tiny_volumes import CLASSES, oblique
 
 import vision_ssm.volumes  # noqa: F401 - registers
-from vision_ssm.engine import ConfigError, DataError
+from vision_ssm.engine import ConfigError, DataError, train
 from vision_ssm.engine import test as evaluate
 from vision_ssm.volumes import Case, VolumeSegmentor
 
@@ -151,6 +151,21 @@ def test_images_of_one_name_are_not_written_over(checkpoint, tmp_path):
         evaluate(_perfect(root), checkpoint, tmp_path / "run", out=tmp_path / "out")
 
 
+def test_weights_of_the_network_alone(tmp_path):
+    """A file with the names of a network that knows no others."""
+    root = tiny_volumes.write(tmp_path / "data", train=1, val=1)
+    torch.save(tiny_volumes.Threshold().state_dict(), tmp_path / "network.pth")
+    assert evaluate(_perfect(root), tmp_path / "network.pth", tmp_path / "run")["mean_dice"] == 1
+
+
+@pytest.mark.parametrize("outputs", [2, 7])
+def test_outputs_and_classes_differ(outputs, tmp_path):
+    cfg = tiny_volumes.config(tiny_volumes.write(tmp_path / "data", train=1, val=1))
+    cfg.model.network.classes = outputs
+    with pytest.raises(ConfigError, match=f"Small of {outputs} classes, the data has 3: background, ball, box"):
+        train(cfg, tmp_path / "run")
+
+
 def test_flips_by_option(checkpoint, tmp_path):
     root = tiny_volumes.write(tmp_path / "data", train=1)
     cfg = _perfect(root)
@@ -202,7 +217,7 @@ def test_pictures(checkpoint, tmp_path):
         classes=("skin", "lesion"), label_map={255: 1}, test_mode=True,
     )  # fmt: skip
     cfg.test_evaluator.classes = ("skin", "lesion")
-    cfg.model.network = dict(type="volumes.tiny_volumes.ColourThreshold")
+    cfg.model.network = dict(type="volumes.tiny_volumes.ColourThreshold", classes=2)
     cfg.model.inference.roi_size = (48, 32)
     metrics = evaluate(cfg, checkpoint, tmp_path / "run", out=tmp_path / "out")
     assert metrics["dice/lesion"] == 1

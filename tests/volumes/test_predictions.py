@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("mmengine")
 pytest.importorskip("monai")
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 from volumes import tiny_volumes
 from volumes.tiny_volumes import CLASSES, oblique
 
@@ -84,6 +85,40 @@ def test_finer_grid_is_read_at_the_original_centres(tmp_path):
     case = Case("x.nii.gz", torch.from_numpy(fine), torch.from_numpy(affine), (6, 5, 4))
     assert torch.equal(case.on_original_grid(labels), original)
     assert case.spacing == pytest.approx(tiny_volumes.SPACING)
+
+
+def test_oblique_grids_by_points():
+    """Every voxel of the file by hand: its centre in millimetres, and the nearest voxel of the network's grid."""
+    grid, file = oblique((1.3, 1.1, 2.3), angle=-0.4), oblique((0.9, 1.7, 1.6), flipped=False)
+    grid[:3, 3] = (file @ [2.5, 1.2, 3.1, 1])[:3] - grid[:3, :3] @ [6, 2, 1]
+    labels = torch.randint(1, 9, (9, 8, 7), dtype=torch.uint8)
+    expected = np.zeros((11, 10, 12), np.uint8)
+    for place in np.ndindex(expected.shape):
+        index = np.rint(np.linalg.inv(grid) @ file @ [*place, 1])[:3].astype(int)
+        if (index >= 0).all() and (index < labels.shape).all():
+            expected[place] = labels[tuple(index)]
+    assert 100 < (expected > 0).sum() < expected.size
+    case = Case("x.nii.gz", torch.from_numpy(grid), torch.from_numpy(file), expected.shape)
+    assert np.array_equal(case.on_original_grid(labels).numpy(), expected)
+
+
+def test_large_files_are_read_in_slabs():
+    """No tensor on the way takes more than a few times the result's memory."""
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                largest = max(largest, result.nbytes)
+            return result
+
+    affine = torch.eye(4, dtype=torch.float64)
+    labels = torch.randint(0, 9, (130, 90, 100), dtype=torch.uint8)
+    with Watch():
+        found = Case("x.nii.gz", affine, affine, (130, 90, 100)).on_original_grid(labels)
+    assert torch.equal(found, labels) and largest <= 2 * labels.nbytes
 
 
 def test_outside_of_what_the_network_saw_is_background():

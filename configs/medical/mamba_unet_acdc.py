@@ -1,7 +1,7 @@
 """Mamba-UNet, ACDC: right ventricle, myocardium and left ventricle in slices of 224x224.
 
-`acdc.json` lists the end-diastolic and end-systolic frames of 70 patients to train on, 10 to validate on ("validation")
-and 20 to test on ("test").
+`acdc.json`, of `tools/prepare_medical.py acdc`, lists the end-diastolic and end-systolic frames of 70 patients to train
+on, 10 to validate on ("validation") and 20 to test on ("test"): those of the reference's lists.
 """
 
 _base_ = ["../_base_/slices_224.py", "../_base_/volumes_runtime.py"]

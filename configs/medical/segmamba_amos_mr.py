@@ -1,6 +1,7 @@
 """SegMamba, AMOS 2022, the MR volumes: 15 organs.
 
-`amos_mr.json` lists them ("training", "validation") as AMOS's own dataset.json does, whose cases from 500 on are MR.
+`amos_mr.json`, of `tools/prepare_medical.py amos_mr`, lists AMOS's own 40 to train on and 20 to validate on: its cases
+beyond 500 are MR.
 """
 
 _base_ = ["../_base_/volumes_30k.py", "../_base_/volumes_runtime.py"]

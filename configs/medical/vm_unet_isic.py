@@ -1,7 +1,8 @@
 """VM-UNet, ISIC 2018: skin lesions in pictures of 256x256.
 
-`isic18.json` lists pictures ("training", "validation") with their masks of 0 and 255. The reference has one sigmoid
-output with Dice and cross-entropy; here it is a softmax over two classes.
+`isic18.json`, of `tools/prepare_medical.py isic18`, lists pictures ("training", "validation") with their masks of 0 and
+255, or of 0 and 1. The reference has one sigmoid output with Dice and cross-entropy; here it is a softmax over two
+classes.
 """
 
 _base_ = ["../_base_/volumes_runtime.py"]
@@ -24,7 +25,7 @@ _test_transforms = [
     _scale,
 ]
 _data = dict(
-    type="VolumeDataset", data_root="data/isic18", data_list="isic18.json", classes=classes, label_map={255: 1}
+    type="VolumeDataset", data_root="data/isic18", data_list="isic18.json", classes=classes, label_map={1: 1, 255: 1}
 )
 train_dataloader = dict(
     batch_size=32,

@@ -1,6 +1,7 @@
 """VM-UNet, Synapse (BTCV's training set): 8 organs, 18 volumes to train on and 12 to test on, slices of 224x224.
 
-The files are BTCV's; the split and the order of the organs are TransUNet's.
+The files are BTCV's; the split and the order of the organs are TransUNet's. The list is of
+`tools/prepare_medical.py synapse`.
 """
 
 _base_ = ["../_base_/slices_224.py", "../_base_/volumes_runtime.py"]
@@ -8,13 +9,7 @@ classes = (
     "background", "aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach",
 )  # fmt: skip
 label_map = {8: 1, 4: 2, 3: 3, 2: 4, 6: 5, 11: 6, 1: 7, 7: 8}
-_test = (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38)
-_train = [number for number in [*range(1, 11), *range(21, 41)] if number not in _test]
-_lists = dict(
-    training=[dict(image=f"imagesTr/img{n:04d}.nii.gz", label=f"labelsTr/label{n:04d}.nii.gz") for n in _train],
-    validation=[dict(image=f"imagesTr/img{n:04d}.nii.gz", label=f"labelsTr/label{n:04d}.nii.gz") for n in _test],
-)
-_data = dict(data_root="data/btcv", data_list=_lists, classes=classes, label_map=label_map)
+_data = dict(data_root="data/btcv", data_list="synapse8_18-12.json", classes=classes, label_map=label_map)
 _both = ["image", "label"]
 _scale = dict(type="ScaleIntensityRanged", keys=["image"], a_min=-125, a_max=275, b_min=0.0, b_max=1.0, clip=True)
 _train_transforms = [

@@ -147,9 +147,9 @@ def test_a_step_trains():
 
 
 def test_networks_are_made_for_the_patch():
-    assert footprint.create_for("mamba_nd_3d_test", (32, 16, 16)).volume_size == (32, 16, 16)
+    assert footprint.create_for("mamba_nd_3d_test", (32, 16, 16)).input_size == (32, 16, 16)
     assert "expected multiples" in footprint.measure_network("segmamba_test", (24,) * 3, "forward")["refused"]
-    assert "volume_size" in footprint.measure_network("mamba_nd_3d_test", (20,) * 3, "forward")["refused"]
+    assert "input_size" in footprint.measure_network("mamba_nd_3d_test", (20,) * 3, "forward")["refused"]
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def test_a_case_without_its_partner(root, gone, there, what):
 def test_an_empty_file(root):
     (root / IMAGE).write_bytes(b"")
     wrong = _check(root).wrong
-    assert wrong[0] == Wrong(IMAGE, "is empty", "a volume")
+    assert wrong[0] == Wrong(IMAGE, "is empty", "an image or a label")
     assert [w.file for w in wrong] == [IMAGE, LABEL]
 
 
@@ -96,7 +96,7 @@ def test_others_are_left_out(root):
     report, found = check_btcv(root, expected=EXPECTED)
     assert report.ok
     assert "0099" not in found.labelled
-    assert report.notes == ["imagesTr/img0099.nii.gz is not of BTCV and is left out (own sets: --validation)"]
+    assert report.notes == ["imagesTr/img0099.nii.gz is not of BTCV and is left out"]
 
 
 def test_two_files_of_one_case(root):

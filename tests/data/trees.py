@@ -1,6 +1,7 @@
-"""Small data sets in the layouts of ADE20K, COCO and BTCV."""
+"""Small data sets in the layouts of ADE20K, COCO, BTCV, ACDC, AMOS and ISIC."""
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,17 @@ def save_volume(path: Path, voxels: np.ndarray, affine: np.ndarray | None = None
     nibabel.save(file, path)
 
 
+def unit_sform(path: Path) -> None:
+    """Give a file a qform of 1.5 x 1.5 x 10 mm and an sform of 1 mm."""
+    import nibabel
+
+    affine = np.diag([-1.5, -1.5, 10, 1])
+    file = nibabel.Nifti1Image(np.asarray(nibabel.load(path).dataobj), affine)
+    file.set_qform(affine, code=1)
+    file.set_sform(np.diag([-1, -1, 1, 1]), code=2)
+    nibabel.save(file, path)
+
+
 def volume(seed: int) -> np.ndarray:
     """A CT of noise."""
     return np.random.default_rng(seed).integers(-1000, 1000, (6, 5, 4)).astype(np.int16)
@@ -87,4 +99,60 @@ def btcv(root: Path, layout: tuple[str, str, str] = ("imagesTr", "labelsTr", "im
         save_volume(root / layout[0] / f"img{number:04d}.nii.gz", volume(number))
         save_volume(root / layout[1] / f"label{number:04d}.nii.gz", label())
     save_volume(root / layout[2] / "img0061.nii.gz", volume(61))
+    return root
+
+
+def _copies(source: Path, names: Iterable[str], root: Path) -> None:
+    """The bytes of a file, which is moved away, under many names."""
+    content = source.read_bytes()
+    source.unlink()
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+
+
+def _volumes(root: Path, images: Iterable[str], labels: Iterable[str], classes: int) -> Path:
+    save_volume(root / "one.nii.gz", volume(0))
+    _copies(root / "one.nii.gz", images, root)
+    save_volume(root / "one.nii.gz", label(classes))
+    _copies(root / "one.nii.gz", labels, root)
+    return root
+
+
+def acdc(root: Path, patients: Iterable[int] = range(1, 101), top: str = "training") -> Path:
+    """Patients with two frames; the end-systolic one is number 10 and on."""
+    frames = []
+    for n in patients:
+        folder = root / top / f"patient{n:03d}"
+        folder.mkdir(parents=True)
+        (folder / "Info.cfg").write_text(f"ED: 1\nES: {10 + n % 7}\nGroup: DCM\nHeight: 184.0\nNbFrame: 30\n")
+        frames += [f"{top}/{folder.name}/{folder.name}_frame{frame:02d}" for frame in (1, 10 + n % 7)]
+    return _volumes(root, [f"{frame}.nii.gz" for frame in frames], [f"{frame}_gt.nii.gz" for frame in frames], 3)
+
+
+def amos(root: Path) -> Path:
+    """40 and 20 MR cases, and one of CT that is no volume."""
+    cases = [("Tr", n) for n in range(507, 547)] + [("Va", n) for n in range(550, 570)]
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+        (root / folder / "amos_0001.nii.gz").write_bytes(b"CT")
+    images, labels = ([f"{kind}{part}/amos_{n:04d}.nii.gz" for part, n in cases] for kind in ("images", "labels"))
+    return _volumes(root, images, labels, 15)
+
+
+def btcv_labelled(root: Path) -> Path:
+    """BTCV's 30 labelled cases."""
+    numbers = [*range(1, 11), *range(21, 41)]
+    images = [f"imagesTr/img{n:04d}.nii.gz" for n in numbers]
+    return _volumes(root, images, [f"labelsTr/label{n:04d}.nii.gz" for n in numbers], 13)
+
+
+def isic(root: Path, folders: Mapping[tuple[str, str], int], value: int = 255, ending: str = "_segmentation") -> Path:
+    """So many pictures and masks in each pair of folders."""
+    for number, ((images, masks), count) in enumerate(folders.items()):
+        names = [f"ISIC_{1000000 * number + i:07d}" for i in range(count)]
+        save_image(root / "one.jpg")
+        _copies(root / "one.jpg", [f"{images}/{name}.jpg" for name in names], root)
+        save_mask(root / "one.png", value)
+        _copies(root / "one.png", [f"{masks}/{name}{ending}.png" for name in names], root)
     return root

@@ -1,5 +1,6 @@
 """What every network for dense prediction owes its users: cards, building, sizes, training."""
 
+import copy
 import inspect
 import json
 import math
@@ -19,7 +20,13 @@ from vision_ssm.cards import network_facts
 
 ALL = medical.model_names()
 PUBLISHED = [name for name in ALL if not name.endswith("_test")]
-SUPERVISED = [name for name in SMALL if "deep_supervision" in inspect.signature(type(on_meta(name))).parameters]
+
+
+def arguments(name: str) -> set[str]:
+    return set(inspect.signature(type(on_meta(name))).parameters)
+
+
+SUPERVISED = [name for name in SMALL if "deep_supervision" in arguments(name)]
 CLASSIFIERS = ("nnmamba_cls_test",)
 
 
@@ -54,11 +61,23 @@ def test_config(name: str) -> None:
     assert config["license"] and config["origin_url"] and config["paper_ids"].startswith("arXiv:")
     assert parameters[f"{config['first_conv']}.weight"].shape[1] in (model.in_chans, 1)  # 1: a depthwise stem
     assert config["num_classes"] == model.num_classes
+    assert config["input_size"][0] == model.in_chans
+    if isinstance(model, medical.DenseNetwork):
+        frames = (FRAMES.get(name, 5),) if name.startswith("vivim") else ()
+        with torch.no_grad():
+            model(torch.empty(1, *frames, *config["input_size"], device="meta"))
     assert any(key.startswith(model.heads) for key in parameters)
     assert timm.models.model_entrypoint(name).__name__ == name
 
 
 # Construction
+
+
+@each_network
+@pytest.mark.parametrize("argument", ["in_chans", "num_classes"])
+def test_no_channels_or_classes(name: str, argument: str) -> None:
+    with pytest.raises(ValueError, match=f"`{argument}` is 0: expected at least 1"):
+        timm.create_model(name, **{argument: 0})
 
 
 @each_network
@@ -150,11 +169,16 @@ def test_every_parameter_is_used(name: str) -> None:
 
 @each_network
 def test_gradient_checkpointing_changes_nothing(name: str) -> None:
-    model, x = create(name), volumes(name)
-    plain = step(model, x)
-    model.set_grad_checkpointing()
-    assert any(getattr(module, "grad_checkpointing", False) for module in model.modules())
-    torch.testing.assert_close(step(model, x), plain)
+    model, x = create(name, **({"drop_path_rate": 0.0} if "drop_path_rate" in arguments(name) else {})), volumes(name)
+    for module in model.modules():  # masks would be drawn in another order
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    recomputing = copy.deepcopy(model)
+    recomputing.set_grad_checkpointing()
+    assert any(getattr(module, "grad_checkpointing", False) for module in recomputing.modules())
+    torch.testing.assert_close(step(recomputing.train(), x), step(model.train(), x))
+    for key, buffer in model.named_buffers():  # a batch is counted once
+        torch.testing.assert_close(recomputing.get_buffer(key), buffer)
 
 
 @each_network

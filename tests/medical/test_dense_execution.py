@@ -102,3 +102,20 @@ def test_other_classes_keep_the_new_head(name: str) -> None:
     vision_ssm.load_checkpoint(model, source.state_dict(), keep_head=True)
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key] if key.startswith(model.heads) else source.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", ["umamba_3d_test", "segmamba_test"])
+def test_pretrained_weights_of_other_channels_are_refused(name: str, tmp_path: Path) -> None:
+    """Several layers read a volume: none of them is guessed."""
+    torch.save(create(name).state_dict(), tmp_path / "weights.pth")
+    overlay = dict(file=str(tmp_path / "weights.pth"), custom_load=True)
+    restored = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
+    assert all(torch.equal(restored[key], value) for key, value in create(name).state_dict().items())
+    with pytest.raises(vision_ssm.CheckpointError, match=r"other shapes: .*weight is .*expected"):
+        timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, in_chans=4)
+
+
+def test_low_precision_network_under_autocast() -> None:
+    model = create("umamba_3d_test").to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(model(volumes("umamba_3d_test").bfloat16())).all()

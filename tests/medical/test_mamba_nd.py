@@ -28,7 +28,7 @@ def test_block_scans_along_its_axes(index):
 
 def test_other_channels_classes_and_sizes_reach_every_parameter():
     torch.manual_seed(0)
-    model = timm.create_model("mamba_nd_3d_test", in_chans=2, num_classes=3, volume_size=(32, 16, 48), drop_rate=0.1)
+    model = timm.create_model("mamba_nd_3d_test", in_chans=2, num_classes=3, input_size=(32, 16, 48), drop_rate=0.1)
     y = model(torch.randn(1, 2, 32, 16, 48))
     assert y.shape == (1, 3, 32, 16, 48)
     y.square().sum().backward()
@@ -41,14 +41,14 @@ def test_sizes():
         model(torch.randn(1, 1, 32, 32, 48))
     with pytest.raises(ValueError, match=r"expected \(batch, 1, depth, height, width\)"):
         model(torch.randn(1, 2, 32, 32, 32))
-    with pytest.raises(ValueError, match="`volume_size` is 40: expected one or three multiples of 16"):
-        timm.create_model("mamba_nd_3d_test", volume_size=40)
+    with pytest.raises(ValueError, match="`input_size` is 40: expected one or three multiples of 16"):
+        timm.create_model("mamba_nd_3d_test", input_size=40)
     with pytest.raises(ValueError, match="expected three blocks before 4"):
         timm.create_model("mamba_nd_3d_test", depth=4)
 
 
 def test_conversion_leaves_our_own_names_and_drops_the_last_block():
-    model = timm.create_model("mamba_nd_small_btcv", volume_size=64, device="meta")
+    model = timm.create_model("mamba_nd_small_btcv", input_size=64, device="meta")
     own = model.state_dict()
     assert mamba_nd.checkpoint_filter_fn(own, model) == own
     published = {

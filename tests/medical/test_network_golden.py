@@ -79,7 +79,7 @@ MODELS = {
     "lightmunet_3d_small": ("lightm_unet_3d", _light),
     "vivim_segformer_b3": ("vivim", {}),
     "vivim_segformer_b3_edge": ("vivim", dict(edge=True)),
-    "mamband_3d_small_btcv": ("mamba_nd_small_btcv", dict(volume_size=64)),
+    "mamband_3d_small_btcv": ("mamba_nd_small_btcv", dict(input_size=64)),
 }
 
 

@@ -32,7 +32,7 @@ def create_for(name: str, patch: Sequence[int]) -> nn.Module:
         ValueError: it takes other volumes.
     """
     known = inspect.signature(type(timm.create_model(name, device="meta"))).parameters
-    sized = [argument for argument in ("input_size", "volume_size") if argument in known]
+    sized = [argument for argument in ("input_size", "input_size") if argument in known]
     return timm.create_model(name, **dict.fromkeys(sized, tuple(patch)))
 
 

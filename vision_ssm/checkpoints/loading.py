@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch.nn as nn
@@ -91,7 +91,8 @@ def load_into(model: nn.Module, path: str) -> None:
         state_dict = {k: v for k, v in state_dict.items() if not k.startswith(model.heads)} | {k: own[k] for k in heads}
     name = f"{model.pretrained_cfg['first_conv']}.weight"
     if name in state_dict and state_dict[name].shape[1] != model.in_chans:
-        state_dict[name] = adapt_input_conv(model.in_chans, state_dict[name])
+        with suppress(NotImplementedError):  # no image of one or three channels: the check names what does not fit
+            state_dict[name] = adapt_input_conv(model.in_chans, state_dict[name])
     check_state_dict(state_dict, own, model, path, _hint)
     model.load_state_dict(state_dict)
 

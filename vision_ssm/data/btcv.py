@@ -67,7 +67,8 @@ def check_btcv(
         _compare(cases, report, expected)
     elif not cases.labelled:
         report.lack(cases.where[0], ["an image with a label"])
-    check_cases(cases, report, len(labels) - 1, jobs, progress)
+    every = [*cases.labelled.values(), *cases.test.values()]
+    check_cases(cases.folder, every, report, len(labels) - 1, jobs, progress)
     return report, cases
 
 
@@ -86,7 +87,7 @@ def _compare(cases: Cases, report: Report, expected: Btcv) -> None:
         report.notes.append(f"no images in {cases.where[2]}: training and validation need none")
     for found, known in ((cases.labelled, numbers), (cases.test, test)):
         for key in sorted(found.keys() - known):
-            report.notes.append(f"{found.pop(key).image} is not of BTCV and is left out (own sets: --validation)")
+            report.notes.append(f"{found.pop(key).image} is not of BTCV and is left out")
 
 
 def splits(cases: Cases, training: Sequence[str], validation: Sequence[str]) -> dict[str, list[Case]]:

@@ -153,7 +153,8 @@ def _label_problems(path: Path, image: Volume | None, allowed: Collection[int] |
         wrong.append(Wrong(str(path), f"its affine puts voxels {drift:.1f} voxels off", "the affine of its image"))
     if allowed is not None and (strange := sorted(_present(ids) - set(allowed))):
         some = ", ".join(map(str, strange[:_SHOWN])) + (", ..." if len(strange) > _SHOWN else "")
-        wrong.append(Wrong(str(path), f"has ids outside the classes: {some}", f"ids of {len(allowed)} classes"))
+        known = f"ids of {len(allowed)} classes" if isinstance(allowed, range) else ", ".join(map(str, sorted(allowed)))
+        wrong.append(Wrong(str(path), f"has ids outside the classes: {some}", known))
     return wrong
 
 

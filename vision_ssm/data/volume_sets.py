@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from .layout import LayoutError, Progress, Report, Wrong, each, sizes
+from .layout import LayoutError, Missing, Progress, Report, Wrong, each, sizes
 
-__all__ = ["Case", "Cases", "check_cases", "data_list", "find_cases", "split_cases"]
+__all__ = ["Case", "Cases", "check_cases", "data_list", "find_cases", "list_files", "pair_files", "split_cases"]
 
-_SUFFIX = ".nii.gz"
+_NAME = re.compile(r"(?:img|label)?(.+)\.nii\.gz")
 # Images, labels, images without labels: MONAI's and the decathlon's layout, and that of the challenge's archive.
 _LAYOUTS = (
     ("imagesTr", "labelsTr", "imagesTs"),
@@ -55,8 +55,46 @@ class Cases:
     test: dict[str, Case]
 
 
-def _key(name: str) -> str:
-    return re.sub(r"^(img|label)(?=.)", "", name.removesuffix(_SUFFIX))
+def list_files(root: Path, folder: str, pattern: re.Pattern[str], report: Report) -> dict[str, str]:
+    """Paths of a folder's files, relative to `root`, by the key of their case.
+
+    Args:
+        root: the set's folder.
+        folder: relative to it.
+        pattern: that whole names match; its first group is the key. Other files are left alone.
+        report: gets their number, and those that are empty or the second of a case.
+    """
+    lengths = sizes(root / folder, "")
+    found = {name: match for name in lengths if (match := pattern.fullmatch(name))}
+    report.found[folder] = len(found)
+    files: dict[str, str] = {}
+    for name in sorted(found):
+        path = f"{folder}/{name}"
+        if not lengths[name]:
+            report.wrong.append(Wrong(path, "is empty", "an image or a label"))
+        elif (other := files.setdefault(found[name][1], path)) != path:
+            report.wrong.append(Wrong(path, f"is of the same case as {Path(other).name}", "one file a case"))
+    return files
+
+
+def pair_files(
+    images: dict[str, str], labels: dict[str, str], where: Sequence[str], report: Report, count: int = 0
+) -> dict[str, Case]:
+    """Cases with an image and a label, by their key.
+
+    Args:
+        images, labels: of `list_files`.
+        where: their folders.
+        report: gets files without their partner, and the number of cases that are missing altogether.
+        count: of the cases of a whole set.
+    """
+    if (there := len(images.keys() | labels.keys())) < count:
+        report.missing.append(Missing(f"{where[0]} and {where[1]}", count - there))
+    for key in sorted(images.keys() ^ labels.keys()):
+        there = images.get(key) or labels[key]
+        lacking, folder = ("label", where[1]) if key in images else ("image", where[0])
+        report.wrong.append(Wrong(there, f"has no {lacking} of its case", f"one in {folder}"))
+    return {key: Case(images[key], labels[key]) for key in sorted(images.keys() & labels.keys())}
 
 
 def find_cases(root: str | Path, report: Report) -> Cases:
@@ -73,27 +111,9 @@ def find_cases(root: str | Path, report: Report) -> Cases:
         expected = " or ".join(f"{layout[0]} and {layout[1]}" for layout in _LAYOUTS[:2])
         zipped = " (RawData.zip is there: unzip it)" if (root / "RawData.zip").is_file() else ""
         raise LayoutError(f"{root} holds neither {expected}{zipped}")
-    files: list[dict[str, str]] = []
-    for folder in where:
-        found = sizes(root / folder, _SUFFIX)
-        report.found[folder] = len(found)
-        report.wrong += [Wrong(f"{folder}/{name}", "is empty", "a volume") for name in sorted(found) if not found[name]]
-        keys: dict[str, str] = {}
-        for name in sorted(found):
-            if (other := keys.setdefault(_key(name), name)) != name:
-                report.wrong.append(Wrong(f"{folder}/{name}", f"is of the same case as {other}", "one file a case"))
-        files.append({key: f"{folder}/{name}" for key, name in keys.items() if found[name]})
-    images, labels, test = files
-    for key in sorted(images.keys() ^ labels.keys()):
-        there = images.get(key) or labels[key]
-        lacking, folder = ("label", where[1]) if key in images else ("image", where[0])
-        report.wrong.append(Wrong(there, f"has no {lacking} of its case", f"one in {folder}"))
-    return Cases(
-        root,
-        where,
-        {key: Case(images[key], labels[key]) for key in sorted(images.keys() & labels.keys())},
-        {key: Case(name) for key, name in sorted(test.items())},
-    )
+    images, labels, test = (list_files(root, folder, _NAME, report) for folder in where)
+    labelled = pair_files(images, labels, where, report)
+    return Cases(root, where, labelled, {key: Case(name) for key, name in sorted(test.items())})
 
 
 def _file(path: Path, name: str) -> list[Wrong]:
@@ -135,12 +155,18 @@ def _check(folder: Path, classes: int, case: Case) -> list[Wrong]:
 
 
 def check_cases(
-    cases: Cases, report: Report, classes: int, jobs: int | None = None, progress: Progress | None = None
+    folder: Path,
+    cases: Sequence[Case],
+    report: Report,
+    classes: int,
+    jobs: int | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Read every volume whole and add what is wrong to the report.
 
     Args:
-        cases: of `find_cases`.
+        folder: the set's.
+        cases: of `find_cases`, or of `pair_files`.
         report: is added to.
         classes: highest class of a label; 0 is the background.
         jobs: threads that read.
@@ -151,9 +177,8 @@ def check_cases(
     """
     import nibabel  # noqa: F401  (missing, it is not every file's fault)
 
-    every = [*cases.labelled.values(), *cases.test.values()]
-    report.wrong += each(partial(_check, cases.folder, classes), every, jobs, progress)
-    report.found["cases read"] = len(every)
+    report.wrong += each(partial(_check, folder, classes), cases, jobs, progress)
+    report.found["cases read"] = len(cases)
 
 
 def split_cases(keys: Sequence[str], validation: float, seed: int) -> tuple[list[str], list[str]]:
@@ -183,16 +208,20 @@ def data_list(
     description: str = "",
     folder: str | Path = ".",
     root: str | Path = ".",
+    modality: str = "CT",
+    size: str = "3D",
 ) -> dict[str, Any]:
     """The data list of a set as MONAI's `load_decathlon_datalist` reads it.
 
     Args:
         labels: names of the classes, the background first.
-        splits: cases of "training", "validation" and "test", relative to `root`.
+        splits: cases of "training", "validation" and "test", relative to `root`; those of "test" need no label.
         name: of the set.
         description: of the set.
         folder: that the list is written to; its paths are relative to this folder.
         root: the set's folder.
+        modality: what the images are.
+        size: "3D" for volumes, "2D" for pictures.
 
     Raises:
         ValueError: there is no case for training or for validation.
@@ -205,20 +234,18 @@ def data_list(
     def path(name: str) -> str:
         return Path(os.path.normpath(os.path.join(start, name))).as_posix()
 
-    pairs = {
-        split: [dict(image=path(case.image), label=path(case.label or "")) for case in splits[split]]
-        for split in ("training", "validation")
-    }
-    test = [path(case.image) for case in splits.get("test", ())]
+    def entry(case: Case) -> str | dict[str, str]:
+        return dict(image=path(case.image), label=path(case.label)) if case.label else path(case.image)
+
+    entries = {split: [entry(case) for case in splits.get(split, ())] for split in ("training", "validation", "test")}
     return dict(
         name=name,
         description=description,
-        tensorImageSize="3D",
-        modality={"0": "CT"},
+        tensorImageSize=size,
+        modality={"0": modality},
         labels={str(i): label for i, label in enumerate(labels)},
-        numTraining=len(pairs["training"]),
-        numValidation=len(pairs["validation"]),
-        numTest=len(test),
-        **pairs,
-        test=test,
+        numTraining=len(entries["training"]),
+        numValidation=len(entries["validation"]),
+        numTest=len(entries["test"]),
+        **entries,
     )

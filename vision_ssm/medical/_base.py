@@ -4,11 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn as nn
-from timm.models import checkpoint
 
-from ..models._base import Network, build, pretrained_cfg
+from ..models._base import Network, build, pretrained_cfg, recomputed
 
-__all__ = ["DeepSupervision", "DenseNetwork", "check_dims", "check_sides", "create", "network_cfg"]
+__all__ = ["DenseNetwork", "SupervisedDecoder", "check_dims", "check_sides", "create", "network_cfg"]
 
 
 class DenseNetwork(Network):
@@ -26,9 +25,13 @@ class DenseNetwork(Network):
     num_features = 0  # of a pooled feature vector, which timm asks for; there is none
     grad_checkpointing = False
 
+    def nominal_sides(self) -> tuple[int, ...] | None:
+        """Sides of an input that suits the arguments of the network; None if its family's usual ones do."""
+        return None
+
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the activations of each block in the backward pass: less memory for a third more time."""
+        """Recompute the activations of each block in the backward pass: less memory, more time."""
         for module in self.modules():
             if hasattr(module, "grad_checkpointing"):
                 module.grad_checkpointing = enable
@@ -41,7 +44,7 @@ class DenseNetwork(Network):
                 nn.init.zeros_(module.bias)
 
 
-class DeepSupervision(nn.Module):
+class SupervisedDecoder(nn.Module):
     """Base of decoders with one head a level, deepest first; heads that the decoder was made without are identities.
 
     Attributes:
@@ -71,9 +74,7 @@ def drop_heads(state_dict: Mapping[str, torch.Tensor], model: nn.Module) -> dict
 
 def run(module: nn.Module, grad_checkpointing: bool, *inputs: torch.Tensor) -> torch.Tensor:
     """`module(*inputs)`, recomputed in the backward pass if asked for."""
-    if grad_checkpointing and torch.is_grad_enabled():
-        return checkpoint(module, *inputs)
-    return module(*inputs)
+    return recomputed(module, *inputs) if grad_checkpointing and torch.is_grad_enabled() else module(*inputs)
 
 
 def check_dims(x: torch.Tensor, model: DenseNetwork) -> None:
@@ -102,14 +103,20 @@ def create(model_cls: type[DenseNetwork], name: str, pretrained: bool, filter_fn
     """`timm.create_model` for a network; it has no feature pyramid to offer.
 
     Raises:
-        ValueError: `features_only` was asked for.
+        ValueError: `features_only` was asked for, or no channels or classes.
     """
+    for count in ("in_chans", "num_classes"):
+        if kwargs.get(count) is not None and kwargs[count] < 1:
+            raise ValueError(f"`{count}` is {kwargs[count]}: expected at least 1")
     if kwargs.get("features_only"):
         raise ValueError(f"{name} is no backbone: `features_only` is for those of `vision_ssm.models`")
     given = kwargs.get("pretrained_cfg")
     if isinstance(given, Mapping) and len(given.get("input_size") or ()) != 3:  # a volume's, from the Hub
         kwargs["pretrained_cfg"] = {**given, "input_size": None}
     model = build(model_cls, name, pretrained, {}, filter_fn, **kwargs)
-    # timm writes it to the Hub; networks take other sizes all the same.
-    model.pretrained_cfg.setdefault("input_size", (model.in_chans, *[96] * model.dims))
+    usual = model.pretrained_cfg.get("input_size", (0, *[96] * model.dims))[1:]
+    model.pretrained_cfg["input_size"] = (
+        model.in_chans,
+        *(model.nominal_sides() or usual),
+    )  # timm writes it to the Hub
     return model

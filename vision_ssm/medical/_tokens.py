@@ -20,10 +20,15 @@ def as_map(tokens: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def in_full_precision(function: Callable[..., torch.Tensor], x: torch.Tensor, *args) -> torch.Tensor:
-    """`function(x, ...)` outside of autocast, which overflows in float16 where Mamba is trained."""
+    """`function(x, ...)` outside of autocast, which overflows in float16 where Mamba is trained.
+
+    Args:
+        function: a module or a method of one; `x` gets the dtype of its parameters.
+    """
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
-            return function(x.float(), *args)
+            module = function if isinstance(function, nn.Module) else function.__self__
+            return function(x.to(next(module.parameters()).dtype), *args)
     return function(x, *args)
 
 

@@ -1,5 +1,6 @@
 """The residual U-Net of nnU-Net's plans with token mixers in its encoder: U-Mamba, both releases, and LMa-UNet."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -7,7 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ..checkpoints import rename
-from ._base import DeepSupervision, DenseNetwork, check_dims, check_sides, drop_heads, run
+from ._base import DenseNetwork, SupervisedDecoder, check_dims, check_sides, drop_heads, run
 from ._conv import ConvLayers, ResidualBlock, Size
 from .plans import axes
 
@@ -45,7 +46,7 @@ class _Nearest(nn.Module):
         return F.interpolate(self.conv(x), scale_factor=self.factors, mode="nearest")
 
 
-class Decoder(DeepSupervision):
+class Decoder(SupervisedDecoder):
     """Upsamples and joins the skips from the deepest to the first."""
 
     grad_checkpointing = False
@@ -146,6 +147,10 @@ class MixerUNet(DenseNetwork):
             layers, num_classes, features, kernels, strides, decoder_depths, blocks, transposed, last_skip,
             deep_supervision,
         )  # fmt: skip
+
+    def nominal_sides(self) -> tuple[int, ...]:
+        """Sides of an input that the strides divide, 96 or a little more."""
+        return tuple(math.ceil(96 / multiple) * multiple for multiple in self.multiples)
 
     def get_classifier(self) -> nn.Module:
         """The head at full resolution."""

@@ -16,7 +16,7 @@ from ..checkpoints import VSS_NAMES, check_state_dict, converting, fit_shapes, r
 from ..layers import SS2D
 from ..models import vmamba
 from ..models.vmamba import PatchMerging, VSSBlock, patch_stem
-from ._base import DeepSupervision, DenseNetwork, check_dims, check_sides, run
+from ._base import DenseNetwork, SupervisedDecoder, check_dims, check_sides, run
 
 __all__ = [
     "BlockStage", "ExpandDecoder", "PatchExpand", "VSSEncoder", "VSSNetwork", "load_encoder", "vss_blocks", "vss_names",
@@ -103,7 +103,7 @@ class PatchExpand(nn.Module):
         return self.norm(x.transpose(2, 3).flatten(3, 4).flatten(1, 2))
 
 
-class ExpandDecoder(DeepSupervision):
+class ExpandDecoder(SupervisedDecoder):
     """Swin-UNet's decoder: at each level patch expanding, concatenation with the skip, linear layer, blocks; at the end
     patch expanding by `last_factor`.
 

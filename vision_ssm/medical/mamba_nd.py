@@ -64,7 +64,7 @@ class MambaND(DenseNetwork):
     """Mamba-ND's UNETR.
 
     Args:
-        volume_size: sides of the volume, one number or three, multiples of 16. The position embedding belongs to them.
+        input_size: sides of the volume, one number or three, multiples of 16. The position embedding belongs to them.
         dim: width of the tokens, which are patches of 16 voxels a side.
         features: channels at full resolution.
         depth: blocks of the encoder.
@@ -79,7 +79,7 @@ class MambaND(DenseNetwork):
 
     def __init__(
         self,
-        volume_size: int | Sequence[int] = 96,
+        input_size: int | Sequence[int] = 96,
         in_chans: int = 1,
         num_classes: int = 14,
         dim: int = 384,
@@ -93,13 +93,13 @@ class MambaND(DenseNetwork):
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.volume_size = (volume_size,) * 3 if isinstance(volume_size, int) else tuple(volume_size)
-        if len(self.volume_size) != 3 or any(side % _PATCH or side == 0 for side in self.volume_size):
-            raise ValueError(f"`volume_size` is {volume_size}: expected one or three multiples of {_PATCH}")
+        self.input_size = (input_size,) * 3 if isinstance(input_size, int) else tuple(input_size)
+        if len(self.input_size) != 3 or any(side % _PATCH or side == 0 for side in self.input_size):
+            raise ValueError(f"`input_size` is {input_size}: expected one or three multiples of {_PATCH}")
         if len(taps) != 3 or max(taps) >= depth:
             raise ValueError(f"`taps` is {tuple(taps)}: expected three blocks before {depth}")
         self.in_chans, self.num_classes, self.taps = in_chans, num_classes, tuple(taps)
-        self.grid = [side // _PATCH for side in self.volume_size]
+        self.grid = [side // _PATCH for side in self.input_size]
         self.patch_embed = nn.Conv3d(in_chans, dim, _PATCH, _PATCH, **dd)
         self.pos_embed = nn.Parameter(torch.zeros(1, math.prod(self.grid), dim, **dd))
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
@@ -116,6 +116,10 @@ class MambaND(DenseNetwork):
         """Positions start at 0, as in the reference."""
         nn.init.zeros_(self.pos_embed)
 
+    def nominal_sides(self) -> tuple[int, ...]:
+        """The size that the positions are for."""
+        return self.input_size
+
     def get_classifier(self) -> nn.Module:
         """The last convolution."""
         return self.head
@@ -131,10 +135,10 @@ class MambaND(DenseNetwork):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_dims(x, self)
-        if tuple(x.shape[2:]) != self.volume_size:
+        if tuple(x.shape[2:]) != self.input_size:
             raise ValueError(
-                f"input of {tuple(x.shape[2:])}: expected {self.volume_size}, the size that the positions are for; use "
-                "sliding windows, or another `volume_size`"
+                f"input of {tuple(x.shape[2:])}: expected {self.input_size}, the size that the positions are for; use "
+                "sliding windows, or another `input_size`"
             )
         maps = [x, *self.encode(x)]
         x = maps.pop()
@@ -175,7 +179,7 @@ _VARIANTS = {
     "mamba_nd_small_plus_btcv": dict(dim=512, features=32),
     "mamba_nd_base_btcv": dict(dim=768, features=32),
     "mamba_nd_base_f64_btcv": dict(dim=768, features=64),
-    "mamba_nd_3d_test": dict(volume_size=32, dim=16, features=4, depth=7, taps=(1, 2, 4)),
+    "mamba_nd_3d_test": dict(input_size=32, dim=16, features=4, depth=7, taps=(1, 2, 4)),
 }
 
 

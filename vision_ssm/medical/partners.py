@@ -152,6 +152,10 @@ class SwinUNet(ExpandUNet):
         )
         self.img_size = sides
 
+    def nominal_sides(self) -> tuple[int, ...]:
+        """The size that the windows are for."""
+        return self.img_size
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if tuple(x.shape[2:]) != self.img_size:
             raise ValueError(f"input of {tuple(x.shape[2:])}: expected {self.img_size}, the network's `img_size`")

@@ -17,14 +17,14 @@ from timm.models import generate_default_cfgs, register_model
 from ..cards import facts
 from ..checkpoints import unwrap
 from ..models.vmamba import norm2d
-from ._base import DeepSupervision, create, drop_heads, network_cfg, run
+from ._base import SupervisedDecoder, create, drop_heads, network_cfg, run
 from ._conv import ConvLayers, ResidualBlock, UpBlock
 from ._vss import ExpandDecoder, VSSEncoder, VSSNetwork, drop_path_rates, vss_blocks, vss_names
 
 __all__ = ["SwinUMamba", "SwinUMambaD"]
 
 
-class _ConvDecoder(DeepSupervision):
+class _ConvDecoder(SupervisedDecoder):
     """Up blocks from the deepest map to full resolution, then a residual block.
 
     The heads are on the last four maps, but for the one at stride 2: strides 8, 4, 2 and 1 of five levels.

@@ -90,7 +90,12 @@ class UMamba(MixerUNet):
             in_chans, num_classes, features, kernels, strides, depths, decoder_depths, transposed=False,
             last_skip=dims == 3, deep_supervision=deep_supervision,
         )  # fmt: skip
+        self.input_size = tuple(input_size) if where == "encoder" else super().nominal_sides()
         self.init_weights(needs_reset=False)
+
+    def nominal_sides(self) -> tuple[int, ...]:
+        """Of the patch that the network is for."""
+        return self.input_size
 
 
 class UMambaV1(MixerUNet):

@@ -1,12 +1,16 @@
 """What every network of the package does alike for timm: initialisation, weight decay, building, loading."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
 import torch
 import torch.nn as nn
-from timm.models import build_model_with_cfg
+from timm.models import build_model_with_cfg, checkpoint
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoints import load_into
 
-__all__ = ["Backbone", "Network", "build", "pretrained_cfg"]
+__all__ = ["Backbone", "Network", "build", "pretrained_cfg", "recomputed"]
 
 
 class Network(nn.Module):
@@ -50,6 +54,28 @@ class Backbone(Network):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.forward_features(x))
+
+
+def recomputed(module: nn.Module, *inputs: torch.Tensor | nn.Module | None) -> torch.Tensor:
+    """`module(*inputs)`, computed again in the backward pass, where batch norms do not count the batch twice."""
+    parts = [m for part in (module, *inputs) if isinstance(part, nn.Module) for m in part.modules()]
+    norms = [m for m in parts if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    if not norms or torch.compiler.is_compiling():
+        return checkpoint(module, *inputs)
+    return checkpoint(module, *inputs, context_fn=lambda: (nullcontext(), _uncounted(norms)))
+
+
+@contextmanager
+def _uncounted(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, counted) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(counted)
 
 
 def pretrained_cfg(facts: dict, **kwargs) -> dict:

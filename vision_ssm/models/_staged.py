@@ -6,10 +6,9 @@ from typing import List, Optional, Tuple, Union  # noqa: UP035 - TorchScript nee
 import torch
 import torch.nn as nn
 from timm.layers import ClassifierHead, get_device_dtype
-from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 
-from ._base import Backbone
+from ._base import Backbone, recomputed
 
 __all__ = ["Stage", "StagedBackbone"]
 
@@ -27,7 +26,7 @@ class Stage(nn.Module):
         x = self.downsample(x).permute(0, 2, 3, 1)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             for block in self.blocks:
-                x = checkpoint(block, x)
+                x = recomputed(block, x)
         else:
             x = self.blocks(x)
         return x.permute(0, 3, 1, 2)

@@ -12,5 +12,4 @@ model = dict(
         window=(6, 6, 6),  # sides of the deepest map of a crop
         deep_supervision=True,
     ),
-    loss=dict(coarsest=False),
 )

@@ -2,6 +2,9 @@
 
 `acdc.json`, of `tools/prepare_medical.py acdc`, lists the end-diastolic and end-systolic frames of 70 patients to train
 on, 10 to validate on ("validation") and 20 to test on ("test"): those of the reference's lists.
+
+A step draws some volumes and then slices of each, all alike, with the heart or without; in the reference the slices of
+all volumes are one list. The first axis of a slice runs from left to right (RAS).
 """
 
 _base_ = ["../_base_/slices_224.py", "../_base_/volumes_runtime.py"]
@@ -12,17 +15,9 @@ _train_transforms = [
     dict(type="LoadImaged", keys=_both),
     dict(type="EnsureChannelFirstd", keys=_both),
     dict(type="Orientationd", keys=_both, axcodes="RAS", labels=None),
-    dict(type="Resized", keys=_both, spatial_size=(224, 224, -1), mode=["bilinear", "nearest"]),
+    dict(type="Resized", keys=_both, spatial_size=(224, 224, -1), mode=["bilinear", "nearest-exact"]),
     _scale,
-    dict(
-        type="RandCropByPosNegLabeld",
-        keys=_both,
-        label_key="label",
-        spatial_size=(224, 224, 1),
-        pos=4,
-        neg=1,
-        num_samples=6,
-    ),
+    dict(type="RandSpatialCropSamplesd", keys=_both, roi_size=(224, 224, 1), random_size=False, num_samples=6),
     dict(type="SqueezeDimd", keys=_both, dim=-1, update_meta=False),
     dict(type="RandFlipd", keys=_both, spatial_axis=0, prob=0.25),
     dict(type="RandFlipd", keys=_both, spatial_axis=1, prob=0.25),

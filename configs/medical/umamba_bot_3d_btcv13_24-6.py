@@ -11,5 +11,4 @@ model = dict(
         strides=(1, 2, 2, 2, 2),
         deep_supervision=True,
     ),
-    loss=dict(coarsest=False),
 )

@@ -12,7 +12,7 @@ _scale = dict(type="ScaleIntensityd", keys=["image"], minv=0.0, maxv=255.0)
 _train_transforms = [
     dict(type="LoadImaged", keys=_both),
     dict(type="EnsureChannelFirstd", keys=_both),
-    dict(type="Resized", keys=_both, spatial_size=(256, 256), mode=["bilinear", "nearest"]),
+    dict(type="Resized", keys=_both, spatial_size=(256, 256), mode=["bilinear", "nearest-exact"]),
     _scale,
     dict(type="RandFlipd", keys=_both, spatial_axis=0, prob=0.5),
     dict(type="RandFlipd", keys=_both, spatial_axis=1, prob=0.5),

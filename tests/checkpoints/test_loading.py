@@ -234,9 +234,12 @@ def test_no_checkpoint_of_the_family(few_models, name, content):
         load_checkpoint(_model(name), content)
 
 
-def test_other_models_have_no_conversion():
-    with pytest.raises(TypeError, match="Linear is no model of vision_ssm"):
-        convert_state_dict({"weight": torch.ones(2, 2)}, torch.nn.Linear(2, 2))
+def test_other_models_take_names_as_they_are(few_models):
+    model, state_dict = torch.nn.Linear(2, 2, bias=False), {"weight": torch.ones(2, 2)}
+    load_checkpoint(model, {"state_dict": state_dict})
+    assert torch.equal(model.weight, state_dict["weight"])
+    with pytest.raises(CheckpointError, match="does not fit Linear: unexpected: bias"):
+        load_checkpoint(model, state_dict | {"bias": torch.ones(2)})
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -129,7 +129,7 @@ def test_fewer_voxels_than_the_header_says(root):
     assert _wrong(_check(root)).what.startswith("cannot be read: ")
 
 
-@pytest.mark.parametrize("raw", [b"<html>not found</html>", gzip.compress(b"no NIfTI" * 100)])
+@pytest.mark.parametrize("raw", [b"<html>not found</html>", gzip.compress(b"no NIfTI" * 100)], ids=["page", "gzip"])
 def test_a_file_that_is_no_volume(root, raw):
     (root / LABEL).write_bytes(raw)
     wrong = _wrong(_check(root))

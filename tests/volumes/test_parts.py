@@ -12,7 +12,7 @@ import torch.nn.functional as F
 pytest.importorskip("mmengine")
 pytest.importorskip("monai")
 from torch import nn
-from volumes.tiny_volumes import Threshold
+from volumes.tiny_volumes import Small, Threshold
 
 from vision_ssm.checkpoints import CheckpointError
 from vision_ssm.engine import ConfigError
@@ -54,11 +54,12 @@ def test_deep_supervision_is_the_weighted_sum(batch, coarsest):
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
     assert all(leaf.grad is not None for leaf in leaves)
     assert coarsest == bool(outputs[-1].grad.any())
+    assert coarsest or DeepSupervision(batch=batch)(outputs, label) == loss
 
 
 def test_single_output_with_class_weights():
     (output,), label = _outputs(1)
-    loss = DeepSupervision(coarsest=False, weight=[0.2, 1.0, 3.0])(output, label)
+    loss = DeepSupervision(weight=[0.2, 1.0, 3.0])(output, label)
     torch.testing.assert_close(loss.double(), _dice_ce(output, label, False, [0.2, 1.0, 3.0]), rtol=1e-5, atol=0)
 
 
@@ -229,6 +230,16 @@ def test_the_table_shows_all_organs():
     )
 
 
+@pytest.mark.parametrize(("shape", "unit"), [((6, 5, 4), "mm"), ((6, 5), "pixels")])
+def test_distances_of_pictures_are_pixels(shape, unit):
+    metric, truth = VolumeMetrics(("background", "lesion")), torch.zeros(shape, dtype=torch.uint8)
+    truth[2:4, 1:3] = 1
+    metric.process({}, [_sample(truth.roll(1, 0), truth)])
+    head, lesion, mean = metric._table(metric.compute_metrics(metric.results)).splitlines()
+    assert head.endswith(f"HD95 ({unit})") and lesion.split()[-1] == "1.00"
+    assert len(head) == len(lesion) == len(mean)
+
+
 # The model
 
 
@@ -252,6 +263,50 @@ def test_networks_by_name_train_and_predict(network):
 def test_unknown_networks(network, message):
     with pytest.raises(ConfigError, match=message):
         VolumeSegmentor(network, dict(roi_size=(8, 8, 8)))
+
+
+class OneClass(nn.Module):
+    """The logit of a lesion, as many times as asked."""
+
+    def __init__(self, outputs: int = 1):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((outputs, 1, 1, 1), 3.0))
+
+    def forward(self, x):
+        return self.scale * (x - 0.4)
+
+
+def test_a_network_of_one_class_is_a_sigmoid():
+    model = VolumeSegmentor(dict(type=OneClass), dict(roi_size=(8, 8, 8)))
+    model.expect_classes(("background", "lesion"))
+    image = torch.rand(1, 1, 8, 8, 8)
+    truth = (image > 0.5).long()
+    p = (3 * (image.double() - 0.4)).sigmoid()
+    p = torch.cat([1 - p, p], 1)
+    found = model(image, truth, mode="loss")["loss"]
+    torch.testing.assert_close(found.double(), _dice_ce(p.log(), truth, False), rtol=1e-5, atol=0)
+    (result,) = model(image, mode="predict")
+    assert torch.equal(result["labels"].bool(), image[0, 0] > 0.4)
+
+
+@pytest.mark.parametrize("outputs", [2, 7])
+def test_outputs_are_those_of_the_classes(outputs):
+    """Known when a network says so, and otherwise when it runs."""
+    model = VolumeSegmentor(dict(type=OneClass, outputs=outputs), dict(roi_size=(8, 8, 8)))
+    model.expect_classes(("background", "ball", "box"))
+    image = torch.rand(1, 1, 8, 8, 8)
+    message = f"OneClass of {outputs} classes, the data has 3: background, ball, box"
+    for arguments in (dict(mode="predict"), dict(mode="loss", label=torch.zeros(1, 1, 8, 8, 8))):
+        with pytest.raises(ConfigError, match=message):
+            model(image, **arguments)
+    model.network.num_classes = outputs
+    with pytest.raises(ConfigError, match=message):
+        model.expect_classes(("background", "ball", "box"))
+
+
+def test_probabilities_are_no_logits():
+    with pytest.raises(ConfigError, match=r"`network\.activation` is set: expected logits"):
+        VolumeSegmentor(dict(name="vm_unet_test", activation=True), dict(roi_size=(64, 64)))
 
 
 def test_gradient_checkpointing_by_config():
@@ -298,3 +353,16 @@ def test_nothing_to_measure_is_said(monkeypatch):
     monkeypatch.setattr("vision_ssm.volumes.metrics.print_log", lambda line, logger: lines.append(line))
     assert VolumeMetrics(("background", "liver")).compute_metrics([{}, {}]) == {}
     assert lines == ["no volume has an organ in its label map: there is nothing to measure"]
+
+
+def test_weights_of_a_network_of_ones_own(tmp_path):
+    network, source = dict(type="volumes.tiny_volumes.Small"), Small()
+    path = tmp_path / "own.pth"
+    torch.save(dict(state_dict=source.state_dict()), path)
+    started = VolumeSegmentor(network, dict(roi_size=(8, 8, 8)), checkpoint=str(path))
+    started.init_weights()
+    for name, value in source.state_dict().items():
+        assert torch.equal(started.network.state_dict()[name], value)
+    torch.save({"other.weight": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match=r"own\.pth does not fit Small: missing: .*unexpected: other\.weight"):
+        started.init_weights()

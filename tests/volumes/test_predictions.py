@@ -10,11 +10,12 @@ import torch
 pytest.importorskip("mmengine")
 pytest.importorskip("monai")
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 from volumes import tiny_volumes
 from volumes.tiny_volumes import CLASSES, oblique
 
 import vision_ssm.volumes  # noqa: F401 - registers
-from vision_ssm.engine import ConfigError, DataError
+from vision_ssm.engine import ConfigError, DataError, train
 from vision_ssm.engine import test as evaluate
 from vision_ssm.volumes import Case, VolumeDataset, VolumeMetrics, VolumeSegmentor
 
@@ -84,6 +85,40 @@ def test_finer_grid_is_read_at_the_original_centres(tmp_path):
     case = Case("x.nii.gz", torch.from_numpy(fine), torch.from_numpy(affine), (6, 5, 4))
     assert torch.equal(case.on_original_grid(labels), original)
     assert case.spacing == pytest.approx(tiny_volumes.SPACING)
+
+
+def test_oblique_grids_by_points():
+    """Every voxel of the file by hand: its centre in millimetres, and the nearest voxel of the network's grid."""
+    grid, file = oblique((1.3, 1.1, 2.3), angle=-0.4), oblique((0.9, 1.7, 1.6), flipped=False)
+    grid[:3, 3] = (file @ [2.5, 1.2, 3.1, 1])[:3] - grid[:3, :3] @ [6, 2, 1]
+    labels = torch.randint(1, 9, (9, 8, 7), dtype=torch.uint8)
+    expected = np.zeros((11, 10, 12), np.uint8)
+    for place in np.ndindex(expected.shape):
+        index = np.rint(np.linalg.inv(grid) @ file @ [*place, 1])[:3].astype(int)
+        if (index >= 0).all() and (index < labels.shape).all():
+            expected[place] = labels[tuple(index)]
+    assert 100 < (expected > 0).sum() < expected.size
+    case = Case("x.nii.gz", torch.from_numpy(grid), torch.from_numpy(file), expected.shape)
+    assert np.array_equal(case.on_original_grid(labels).numpy(), expected)
+
+
+def test_large_files_are_read_in_slabs():
+    """No tensor on the way takes more than a few times the result's memory."""
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                largest = max(largest, result.nbytes)
+            return result
+
+    affine = torch.eye(4, dtype=torch.float64)
+    labels = torch.randint(0, 9, (130, 90, 100), dtype=torch.uint8)
+    with Watch():
+        found = Case("x.nii.gz", affine, affine, (130, 90, 100)).on_original_grid(labels)
+    assert torch.equal(found, labels) and largest <= 2 * labels.nbytes
 
 
 def test_outside_of_what_the_network_saw_is_background():
@@ -167,6 +202,21 @@ def test_names_of_pictures_are_those_of_their_predictions(tmp_path):
         metric.check_samples(infos)
 
 
+def test_weights_of_the_network_alone(tmp_path):
+    """A file with the names of a network that knows no others."""
+    root = tiny_volumes.write(tmp_path / "data", train=1, val=1)
+    torch.save(tiny_volumes.Threshold().state_dict(), tmp_path / "network.pth")
+    assert evaluate(_perfect(root), tmp_path / "network.pth", tmp_path / "run")["mean_dice"] == 1
+
+
+@pytest.mark.parametrize("outputs", [2, 7])
+def test_outputs_and_classes_differ(outputs, tmp_path):
+    cfg = tiny_volumes.config(tiny_volumes.write(tmp_path / "data", train=1, val=1))
+    cfg.model.network.classes = outputs
+    with pytest.raises(ConfigError, match=f"Small of {outputs} classes, the data has 3: background, ball, box"):
+        train(cfg, tmp_path / "run")
+
+
 def test_flips_by_option(checkpoint, tmp_path):
     root = tiny_volumes.write(tmp_path / "data", train=1)
     cfg = _perfect(root)
@@ -218,7 +268,7 @@ def test_pictures(checkpoint, tmp_path):
         classes=("skin", "lesion"), label_map={255: 1}, test_mode=True,
     )  # fmt: skip
     cfg.test_evaluator.classes = ("skin", "lesion")
-    cfg.model.network = dict(type="volumes.tiny_volumes.ColourThreshold")
+    cfg.model.network = dict(type="volumes.tiny_volumes.ColourThreshold", classes=2)
     cfg.model.inference.roi_size = (48, 32)
     metrics = evaluate(cfg, checkpoint, tmp_path / "run", out=tmp_path / "out")
     assert metrics["dice/lesion"] == 1

@@ -62,12 +62,13 @@ def write(root: Path, train: int = 3, val: int = 2, shape=SHAPE, affine: np.ndar
 class Threshold(nn.Module):
     """The perfect network for `arrays`: classes at intensities 0, 1 and 2, voxel by voxel."""
 
-    def __init__(self):
+    def __init__(self, classes: int = 3):
         super().__init__()
+        self.classes = classes
         self.scale = nn.Parameter(torch.tensor(50.0))
 
     def forward(self, x):
-        levels = torch.arange(3.0, device=x.device).view(1, 3, *[1] * (x.ndim - 2))
+        levels = torch.arange(float(self.classes), device=x.device).view(1, -1, *[1] * (x.ndim - 2))
         return -self.scale * (x - levels) ** 2
 
 

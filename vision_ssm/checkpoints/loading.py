@@ -43,22 +43,20 @@ def convert_state_dict(state_dict: Mapping, model: nn.Module) -> dict[str, Tenso
 
     Args:
         state_dict: names to tensors, in any layout that the model's family knows, with or without an envelope.
-        model: the model that the tensors are for.
-
-    Raises:
-        TypeError: the model's family defines no conversion.
+        model: the model that the tensors are for. One whose family defines no conversion, a network of one's own,
+            takes the names as they are.
     """
     for cls in type(model).__mro__:
         if convert := getattr(sys.modules[cls.__module__], "checkpoint_filter_fn", None):
             return convert(unwrap(state_dict), model)
-    raise TypeError(f"{type(model).__name__} is no model of vision_ssm that knows published checkpoints")
+    return unwrap(state_dict)
 
 
 def load_checkpoint(model: nn.Module, source: str | Path | Mapping, keep_head: bool = False) -> nn.Module:
     """Load an official checkpoint, or one of this package, into `model`.
 
     Args:
-        model: a model of this package.
+        model: a model of this package, or any other, for which the names are taken as they are.
         source: file (safetensors or PyTorch), URL, or a state dict.
         keep_head: leave the model's classifier as it is, for fine-tuning with other classes.
 

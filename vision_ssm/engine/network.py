@@ -1,16 +1,17 @@
-"""What models around a whole network share: building it by config, and published names of its weights."""
+"""What models around a whole network share: building it by config, names of its weights, and its several outputs."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import timm
+import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..checkpoints import convert_state_dict, unwrap
 from .config import ConfigError
 
-__all__ = ["build_network", "network_state_dict"]
+__all__ = ["build_network", "class_logits", "level_weights", "network_state_dict"]
 
 
 def build_network(config: Mapping) -> nn.Module:
@@ -22,11 +23,14 @@ def build_network(config: Mapping) -> nn.Module:
             pass (gradient checkpointing), for models that can.
 
     Raises:
-        ConfigError: no such model; close names are given. Or it has no gradient checkpointing.
+        ConfigError: no such model; close names are given. Or it has no gradient checkpointing, or its outputs are no
+            logits.
     """
     arguments = dict(config)
     recompute = arguments.pop("with_cp", False)
     network = _built(arguments)
+    if getattr(network, "activation", None) is True:
+        raise ConfigError("`network.activation` is set: expected logits, which the losses and the tests take")
     if recompute:
         if not hasattr(network, "set_grad_checkpointing"):
             raise ConfigError(f"`with_cp`: {type(network).__name__} has no gradient checkpointing")
@@ -53,3 +57,35 @@ def network_state_dict(state_dict: Mapping[str, Tensor], model: nn.Module) -> di
     converted = convert_state_dict(unwrap(state_dict), model.network)
     rest = {name: value for name, value in own.items() if not name.startswith("network.")}
     return rest | {f"network.{name}": value for name, value in converted.items()}
+
+
+def class_logits(output: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """A network's output as logits of classes, of which a softmax makes probabilities.
+
+    A network of one class, whose logit x is for a sigmoid, is one of two: (0, x), of which the softmax is the sigmoid
+    of x.
+
+    Args:
+        output: (batch, channels, *size), or several, at full resolution first.
+
+    Returns:
+        Of each level (batch, classes, *size), of two classes where there was one channel.
+    """
+    levels = [output] if isinstance(output, Tensor) else output
+    return [torch.cat([torch.zeros_like(one), one], dim=1) if one.shape[1] == 1 else one for one in levels]
+
+
+def level_weights(number: int, coarsest: bool = False) -> list[float]:
+    """What each of several outputs weighs in the loss, from the full resolution to the coarsest.
+
+    Output i weighs 1/2^i and the last of several nothing, scaled to a sum of one: nnU-Net's
+    (https://github.com/MIC-DKFZ/nnUNet, `nnUNetTrainer`).
+
+    Args:
+        number: of outputs.
+        coarsest: count the last of several too.
+    """
+    weights = [0.5**i for i in range(number)]
+    if number > 1 and not coarsest:
+        weights[-1] = 0.0
+    return [weight / sum(weights) for weight in weights]

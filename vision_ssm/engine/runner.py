@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..checkpoints import CheckpointError, check_state_dict, converting, read, unwrap
 from ..files import write_atomically
 from .checkpoint_hook import CheckpointHook
+from .classes_hook import ClassesHook
 from .data_check import DataCheckHook, check_samples
 from .loader import built, ordered_loader
 from .loops import EpochLoop, IterLoop
@@ -162,8 +163,8 @@ class Runner(_Runner):
         super().register_hook(hook, priority)
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
-        """As MMEngine's, with a look at the data before training."""
-        hooks = dict(data_check=dict(type=DataCheckHook)) | (hooks or {})
+        """As MMEngine's, with a look at the classes and, before training, at the data."""
+        hooks = dict(classes=dict(type=ClassesHook), data_check=dict(type=DataCheckHook)) | (hooks or {})
         if hooks["data_check"] is None:
             del hooks["data_check"]
         super().register_default_hooks(hooks)

@@ -12,7 +12,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from ..checkpoints import load_checkpoint
-from ..engine import ConfigError, build_network, network_state_dict
+from ..engine import ConfigError, build_network, class_logits, level_weights, network_state_dict
 from ..medical import DenseNetwork, load_encoder
 
 __all__ = ["NetworkSegmentor"]
@@ -26,8 +26,6 @@ def _network(config: Mapping) -> nn.Module:
         )
     if not isinstance(getattr(network, "num_classes", None), int):
         raise ConfigError(f"`network` is a {type(network).__name__} without `num_classes`: expected the number as such")
-    if getattr(network, "activation", False):
-        raise ConfigError("`network.activation` is set: expected logits, which the losses and the tests take")
     return network
 
 
@@ -47,7 +45,7 @@ class NetworkSegmentor(EncoderDecoder):
     """`EncoderDecoder` with a whole network in the place of backbone and heads.
 
     A network of one class, whose logit is for a sigmoid, is one of two to everything else: losses, predictions and
-    merged views see the logits (0, x), of which the softmax is the sigmoid of x, so 0.5 is the threshold. Label maps
+    merged views see the logits (0, x) (see `class_logits`), so 0.5 is the threshold. Label maps
     hold 0 and 1. (MMSegmentation's `out_channels=1` would take the Dice loss of the background, and the sigmoid of a
     probability where views are merged.)
 
@@ -56,8 +54,9 @@ class NetworkSegmentor(EncoderDecoder):
             or `type`, a registered class or a dotted path, of a module with `num_classes`. It maps (batch, in_chans,
             height, width) to logits (batch, num_classes, height, width), or to several, at full resolution first.
             A module may say in `multiple` or `multiples` what its sides have to be multiples of.
-        loss_decode: one of MMSegmentation's losses, or several. Each is the sum over the levels: level i weighs 1/2^i,
-            scaled to a sum of one, as in nnU-Net; its labels are the nearest ones.
+        loss_decode: one of MMSegmentation's losses, or several. Each is the sum over the levels, with nnU-Net's
+            weights: 1/2^i for level i and nothing for the coarsest of several, scaled to a sum of one. Labels of a
+            level are the nearest ones.
         checkpoint: file or URL of weights to start from, of this package or as published. A run that is resumed or has
             `load_from` does not read it.
         encoder: file or URL of a VMamba to start the encoder from instead (`vision_ssm.medical.load_encoder`).
@@ -107,11 +106,7 @@ class NetworkSegmentor(EncoderDecoder):
 
     def extract_feat(self, inputs: Tensor) -> list[Tensor]:
         """The logits of every level, full resolution first; those of one class with the background's before them."""
-        levels = self.network(inputs)
-        levels = [levels] if isinstance(levels, Tensor) else list(levels)
-        if self.network.num_classes == 1:
-            levels = [torch.cat([torch.zeros_like(logits), logits], dim=1) for logits in levels]
-        return levels
+        return class_logits(self.network(inputs))
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
         """Logits (batch, classes, height, width) of images of any size that the network takes when it is padded."""
@@ -132,8 +127,10 @@ class NetworkSegmentor(EncoderDecoder):
         label = torch.stack([sample.gt_sem_seg.data for sample in data_samples])
         levels = self.extract_feat(inputs)
         losses = {f"decode.{one.loss_name}": 0.0 for one in self.loss_decode}
-        for i, logits in enumerate(levels):
-            weight = 0.5**i / (2 - 0.5 ** (len(levels) - 1))
+        for logits, weight in zip(levels, level_weights(len(levels)), strict=True):
+            if not weight:  # every parameter gets a gradient: data-parallel training waits for them
+                losses[f"decode.{self.loss_decode[0].loss_name}"] += 0.0 * logits.float().sum()
+                continue
             size = logits.shape[2:]
             same = label.shape[2:] == size
             target = (label if same else F.interpolate(label.float(), size, mode="nearest-exact")).long().squeeze(1)

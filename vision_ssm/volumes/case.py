@@ -1,14 +1,13 @@
 """One volume of an evaluation: its files, its original grid, and the way back to it."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing, to_affine_nd
-from monai.transforms import SpatialResample
 from PIL import Image
 from torch import Tensor
 
@@ -22,6 +21,9 @@ def prediction_name(image: str) -> str:
     """File name of an image's prediction: the image's, but PNG for pictures."""
     path = Path(image)
     return path.with_suffix(".png").name if is_picture(path) else path.name
+
+
+_SLAB = 1 << 18  # voxels
 
 
 @dataclass(frozen=True)
@@ -49,28 +51,42 @@ class Case:
 
     @property
     def spacing(self) -> tuple[float, ...]:
-        """Sizes of a voxel of the file's grid in millimetres."""
+        """Sizes of a voxel of the file's grid in `unit`."""
         axes = len(self.original_shape)
         return tuple(float(s) for s in affine_to_spacing(self.original_affine.numpy(), axes))
+
+    @property
+    def unit(self) -> str:
+        """Of distances: millimetres, but pixels for pictures, whose files know no others."""
+        return "mm" if len(self.original_shape) == 3 else "pixels"
 
     def on_original_grid(self, labels: Tensor) -> Tensor:
         """Class ids read at the centres of the file's voxels.
 
         Whatever turned, cropped, padded or resampled the image is in its affine, so that one nearest-neighbour
-        reading undoes it all. Voxels outside what the network saw are background.
+        reading undoes it all. Voxels outside what the network saw are background. The file's grid is filled slab by
+        slab: coordinates of all its voxels at once would take many times the memory of the result.
 
         Args:
             labels: (*grid) class ids, uint8.
 
         Returns:
-            (*original_shape), uint8.
+            (*original_shape), uint8, on the device of `labels`.
         """
-        axes = len(self.original_shape)
-        grid = MetaTensor(labels[None].float(), affine=to_affine_nd(3, self.affine.numpy()))
-        resample = SpatialResample(mode="nearest", padding_mode="zeros", dtype=torch.float64)
-        destination = to_affine_nd(axes, self.original_affine.numpy())
-        result = resample(grid, dst_affine=destination, spatial_size=self.original_shape)
-        return result.as_tensor()[0].round().to(torch.uint8)
+        axes, (first, *rest) = len(self.original_shape), self.original_shape
+        grid, file = (to_affine_nd(axes, affine.numpy()) for affine in (self.affine, self.original_affine))
+        matrix = np.linalg.solve(grid, file)  # indices of the file's voxels to indices of the grid's
+        result = torch.zeros(self.original_shape, dtype=torch.uint8, device=labels.device)
+        for slab in torch.arange(first).split(max(_SLAB // math.prod(rest), 1)):
+            sides = [slab, *map(torch.arange, rest)]
+            places = torch.meshgrid(*(side.to(labels.device, torch.float64) for side in sides), indexing="ij")
+            read, inside = 0, True
+            for row, side in zip(matrix[:axes], labels.shape, strict=True):
+                index = sum((place * step for place, step in zip(places, row[:axes], strict=True)), row[axes]).round()
+                inside = inside & (index >= 0) & (index < side)
+                read = read * side + index.clamp_(0, side - 1).long()
+            result[slab[0] : slab[-1] + 1] = labels.reshape(-1)[read] * inside
+        return result
 
     def save(self, labels: Tensor, folder: Path) -> Path:
         """Write class ids on the original grid: NIfTI with the image's affine, codes and units; PNG for pictures.

@@ -7,32 +7,27 @@ import torch.nn.functional as F
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
+from ..engine import level_weights
+
 __all__ = ["DeepSupervision"]
 
 
 class DeepSupervision(nn.Module):
     """MONAI's `DiceCELoss` of softmax outputs against class ids, summed over resolutions as in nnU-Net.
 
-    Output i, from the full resolution to the coarsest, weighs 1/2^i; the weights are scaled to a sum of one.
+    Each weighs what `level_weights` says.
 
     Args:
-        coarsest: whether the coarsest of several outputs counts; nnU-Net gives it no weight.
+        coarsest: whether the coarsest of several outputs counts.
         weight: of each class in the cross-entropy.
         **dice_ce: arguments of `DiceCELoss`; `batch=True` takes the Dice over the whole batch.
     """
 
-    def __init__(self, coarsest: bool = True, weight: Sequence[float] | None = None, **dice_ce):
+    def __init__(self, coarsest: bool = False, weight: Sequence[float] | None = None, **dice_ce):
         super().__init__()
         weight = None if weight is None else torch.tensor(weight, dtype=torch.float32)
         self.loss = DiceCELoss(softmax=True, to_onehot_y=True, weight=weight, **dice_ce)
         self.coarsest = coarsest
-
-    def weights(self, number: int) -> list[float]:
-        """Of that many outputs."""
-        weights = [0.5**i for i in range(number)]
-        if number > 1 and not self.coarsest:
-            weights[-1] = 0.0
-        return [weight / sum(weights) for weight in weights]
 
     def forward(self, outputs: Tensor | Sequence[Tensor], label: Tensor) -> Tensor:
         """The loss, in float32.
@@ -44,7 +39,7 @@ class DeepSupervision(nn.Module):
         outputs = [outputs] if isinstance(outputs, Tensor) else outputs
         label = label.float()
         total = outputs[0].new_zeros((), dtype=torch.float32)
-        for output, weight in zip(outputs, self.weights(len(outputs)), strict=True):
+        for output, weight in zip(outputs, level_weights(len(outputs), self.coarsest), strict=True):
             if not weight:  # every parameter gets a gradient: data-parallel training waits for them
                 total = total + 0.0 * output.float().sum()
                 continue

@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from ..checkpoints import load_checkpoint
-from ..engine import build_network, network_state_dict
+from ..engine import ConfigError, build_network, class_logits, network_state_dict
 from .case import Case
 from .loss import DeepSupervision
 from .windows import SlidingWindows
@@ -24,7 +24,8 @@ class VolumeSegmentor(BaseModel):
     Args:
         network: `name` of a model in timm, or `type`: a registered class or a dotted path
             ("monai.networks.nets.UNet"); and its arguments. It maps (batch, channels, *size) to logits
-            (batch, classes, *size); in training it may return several, at full resolution first.
+            (batch, classes, *size); in training it may return several, at full resolution first. One of one class
+            has a sigmoid's logit (see `class_logits`), and label maps of 0 and 1.
         inference: arguments of `SlidingWindows`.
         loss: arguments of `DeepSupervision`.
         checkpoint: file or URL of weights to start from, of this package or as published. A run that is resumed or has
@@ -32,6 +33,9 @@ class VolumeSegmentor(BaseModel):
         channels_last: keep convolutions and maps channels-last in memory: faster training where the channels are few,
             and on GPUs; the norms of such maps are less exact on CPUs (1e-4, relative).
         data_preprocessor: MMEngine's.
+
+    Raises:
+        ConfigError: there is no such network, or its outputs are no logits, or not those of the data's classes.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class VolumeSegmentor(BaseModel):
         self.windows = SlidingWindows(**inference)
         self.loss = DeepSupervision(**(loss or {}))
         self.checkpoint, self.channels_last = checkpoint, channels_last
+        self._classes: set[tuple[str, ...]] = set()  # of the data sets of a run
         if channels_last:
             for parameter in self.network.parameters():
                 parameter.data = self._in_memory(parameter.data)
@@ -57,8 +62,30 @@ class VolumeSegmentor(BaseModel):
         formats = {4: torch.channels_last, 5: torch.channels_last_3d}
         return x.contiguous(memory_format=formats[x.ndim]) if self.channels_last and x.ndim in formats else x
 
-    def _logits(self, image: Tensor) -> Tensor | Sequence[Tensor]:
-        return self.network(self._in_memory(image))
+    def expect_classes(self, classes: Sequence[str]) -> None:
+        """Compare the network's outputs with a data set's classes: now if it has `num_classes`, else when it runs.
+
+        Raises:
+            ConfigError: there are more or fewer.
+        """
+        self._classes.add(tuple(classes))
+        known = getattr(self.network, "num_classes", None)
+        if isinstance(known, int):
+            self._compare(known)
+
+    def _compare(self, outputs: int) -> None:
+        for classes in self._classes:
+            if max(outputs, 2) != len(classes):
+                raise ConfigError(
+                    f"`model.network` is a {type(self.network).__name__} of {outputs} classes, the data has "
+                    f"{len(classes)}: {', '.join(classes)}"
+                )
+
+    def _logits(self, image: Tensor) -> list[Tensor]:
+        output = self.network(self._in_memory(image))
+        levels = [output] if isinstance(output, Tensor) else output
+        self._compare(levels[0].shape[1])
+        return class_logits(levels)
 
     def init_weights(self) -> None:
         """Load the weights to start from; MMEngine calls it when training starts. Networks fill their own before."""
@@ -91,11 +118,10 @@ class VolumeSegmentor(BaseModel):
             images = image if isinstance(image, (list, tuple)) else image.split(1)
             return [self._segment(one, case[i] if case else None) for i, one in enumerate(images)]
         image = torch.cat(list(image)) if isinstance(image, (list, tuple)) else image
-        output = self._logits(image)
         if mode == "tensor":
-            return output
+            return self.network(self._in_memory(image))
         label = torch.cat(list(label)) if isinstance(label, (list, tuple)) else label
-        return dict(loss=self.loss(output, label))
+        return dict(loss=self.loss(self._logits(image), label))
 
     @torch.no_grad()
     def _segment(self, image: Tensor, case: Case | None) -> dict:

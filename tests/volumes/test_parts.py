@@ -230,6 +230,16 @@ def test_the_table_shows_all_organs():
     )
 
 
+@pytest.mark.parametrize(("shape", "unit"), [((6, 5, 4), "mm"), ((6, 5), "pixels")])
+def test_distances_of_pictures_are_pixels(shape, unit):
+    metric, truth = VolumeMetrics(("background", "lesion")), torch.zeros(shape, dtype=torch.uint8)
+    truth[2:4, 1:3] = 1
+    metric.process({}, [_sample(truth.roll(1, 0), truth)])
+    head, lesion, mean = metric._table(metric.compute_metrics(metric.results)).splitlines()
+    assert head.endswith(f"HD95 ({unit})") and lesion.split()[-1] == "1.00"
+    assert len(head) == len(lesion) == len(mean)
+
+
 # The model
 
 

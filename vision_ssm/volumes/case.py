@@ -43,9 +43,14 @@ class Case:
 
     @property
     def spacing(self) -> tuple[float, ...]:
-        """Sizes of a voxel of the file's grid in millimetres."""
+        """Sizes of a voxel of the file's grid in `unit`."""
         axes = len(self.original_shape)
         return tuple(float(s) for s in affine_to_spacing(self.original_affine.numpy(), axes))
+
+    @property
+    def unit(self) -> str:
+        """Of distances: millimetres, but pixels for pictures, whose files know no others."""
+        return "mm" if len(self.original_shape) == 3 else "pixels"
 
     def on_original_grid(self, labels: Tensor) -> Tensor:
         """Class ids read at the centres of the file's voxels.

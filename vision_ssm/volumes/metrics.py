@@ -47,7 +47,8 @@ def hausdorff95(prediction: Tensor, truth: Tensor, spacing: Sequence[float]) -> 
 
 @METRICS.register_module()
 class VolumeMetrics(BaseMetric):
-    """`dice/ORGAN` and `hd95/ORGAN` (mm), means over the volumes that show the organ; `mean_dice` and `mean_hd95`.
+    """`dice/ORGAN` and `hd95/ORGAN` (mm; pixels of pictures), means over the volumes that show the organ; `mean_dice`
+    and `mean_hd95`.
 
     Predictions are brought to the grid of the files first. Conventions, which move published means:
 
@@ -67,6 +68,7 @@ class VolumeMetrics(BaseMetric):
     """
 
     default_prefix = ""  # none, and MMEngine does not warn
+    unit = "mm"  # of distances
 
     def __init__(
         self,
@@ -98,6 +100,7 @@ class VolumeMetrics(BaseMetric):
             if case.truth is None:
                 self.results.append({})
                 continue
+            self.unit = case.unit
             truth, found = case.truth.to(labels.device), {}
             for index, organ in self.organs.items():
                 one, other = labels == index, truth == index
@@ -132,9 +135,10 @@ class VolumeMetrics(BaseMetric):
         rows = [(organ, f"dice/{organ}", f"hd95/{organ}") for organ in self.organs.values()]
         rows.append(("mean", "mean_dice", "mean_hd95"))
         width = max(len(row[0]) for row in rows)
-        lines = [f"{'organ':{width}}  Dice (%)  HD95 (mm)"]
+        distance = f"HD95 ({self.unit})"
+        lines = [f"{'organ':{width}}  Dice (%)  {distance}"]
         for organ, first, second in rows:
             one = f"{100 * metrics[first]:.2f}" if first in metrics else "–"
             two = f"{metrics[second]:.2f}" if second in metrics else "–"
-            lines.append(f"{organ:{width}}  {one:>8}  {two:>9}")
+            lines.append(f"{organ:{width}}  {one:>8}  {two:>{len(distance)}}")
         return "\n".join(lines)

@@ -68,7 +68,7 @@ model = dict(
     inference=dict(roi_size=_crop, sw_batch_size=2),
     channels_last=True,
 )
-_iters = 1200
+_iters = 1000
 optim_wrapper = dict(
     type="OptimWrapper", optimizer=dict(type="AdamW", lr=2e-3, weight_decay=1e-5), clip_grad=dict(max_norm=12)
 )
@@ -76,7 +76,7 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=1e-2, by_epoch=False, begin=0, end=50),
     dict(type="PolyLR", eta_min=0.0, power=0.9, begin=50, end=_iters, by_epoch=False),
 ]
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=600)
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=500)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 default_hooks = dict(checkpoint=dict(interval=150), logger=dict(interval=20))

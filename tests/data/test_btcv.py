@@ -129,7 +129,7 @@ def test_fewer_voxels_than_the_header_says(root):
     assert _wrong(_check(root)).what.startswith("cannot be read: ")
 
 
-@pytest.mark.parametrize("raw", [b"<html>not found</html>", gzip.compress(b"no NIfTI" * 100)])
+@pytest.mark.parametrize("raw", [b"<html>not found</html>", gzip.compress(b"no NIfTI" * 100)], ids=["page", "gzip"])
 def test_a_file_that_is_no_volume(root, raw):
     (root / LABEL).write_bytes(raw)
     wrong = _wrong(_check(root))
@@ -269,6 +269,18 @@ def test_the_command_writes_no_list_of_an_incomplete_set(root, capsys):
     out = capsys.readouterr().out
     assert "img0003.nii.gz" in out
     assert "no data list is written" in out
+
+
+def test_files_that_are_not_compressed(root):
+    """They are told, unless they lie beside the compressed ones."""
+    for path in sorted(root.glob("*Tr/*.nii.gz")):
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+    assert _check(root, expected=None).ok
+    for path in root.glob("*Tr/*.nii.gz"):
+        path.unlink()
+    report = _check(root, expected=None)
+    assert len(report.wrong) == 10
+    assert report.wrong[0] == Wrong("imagesTr/img0001.nii", "is not compressed", "a .nii.gz file: gzip it")
 
 
 def test_the_command_on_one_s_own_set(root, tmp_path, capsys):

@@ -1,7 +1,10 @@
 """Volumes as they are listed, transformed and looked at before training; what is wrong is named."""
 
+import gzip
 import json
 import shutil
+import zipfile
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -10,6 +13,7 @@ import torch
 
 pytest.importorskip("mmengine")
 pytest.importorskip("monai")
+from mmengine.hooks import Hook
 from monai.data import MetaTensor
 from monai.transforms import Orientationd, Resized, Spacingd
 from volumes import tiny_volumes
@@ -19,6 +23,17 @@ from vision_ssm.engine import ConfigError, DataError, train
 from vision_ssm.engine.order import Order, Seeded
 from vision_ssm.volumes import VolumeDataset, build_transforms
 from vision_ssm.volumes.check import size_for_crops
+
+
+class WithoutFiles(Hook):
+    """Takes away the images to train on after the first step."""
+
+    def __init__(self, root):
+        self.images = [Path(root) / f"imagesTr/img{i:04d}.nii.gz" for i in range(3)]
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        for image in self.images:
+            image.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +99,19 @@ def test_volumes_in_memory_are_not_read_again(root):
     assert not torch.equal(first, second)  # other crops all the same
 
 
+def test_volumes_inside_wrappers_are_kept_in_memory(root, tmp_path):
+    """Later steps read no file, whatever MMEngine's wrappers are around the data set."""
+    lists = json.loads((root / "dataset_0.json").read_text())
+    one, other = (tiny_volumes.dataset(root, data_list=dict(training=part), cache_rate=1.0, cache_workers=1)
+                  for part in (lists["training"][:1], lists["training"][1:]))  # fmt: skip
+    repeated = dict(type="RepeatDataset", dataset=one, times=2)
+    cfg = tiny_volumes.config(root, steps=9)
+    cfg.train_dataloader.dataset = dict(type="ConcatDataset", datasets=[repeated, other])
+    cfg.custom_hooks = [dict(type=WithoutFiles, root=str(root))]
+    train(cfg, tmp_path / "run")
+    assert not (root / "imagesTr/img0000.nii.gz").exists()
+
+
 def test_folder_of_volumes_follows_files_and_transforms(root, tmp_path):
     def maximum(**changes):
         sample = _dataset(root, cache_dir=str(tmp_path / "cache"), **changes)[0]
@@ -97,6 +125,19 @@ def test_folder_of_volumes_follows_files_and_transforms(root, tmp_path):
     assert maximum() > 45
 
 
+@pytest.mark.parametrize("left", [0, 1000])
+def test_cut_file_of_the_folder_is_made_again(left, root, tmp_path):
+    """As a kill leaves it while it is copied from another file system."""
+    dataset = _dataset(root, cache_dir=str(tmp_path / "kept"))
+    np.random.seed(3)
+    expected = dataset[0]["image"]
+    (kept,) = (tmp_path / "kept").rglob("*.pt")
+    kept.write_bytes(kept.read_bytes()[:left])
+    np.random.seed(3)
+    assert torch.equal(_dataset(root, cache_dir=str(tmp_path / "kept"))[0]["image"], expected)
+    assert zipfile.is_zipfile(kept)
+
+
 def test_label_map_merges_and_drops(whole):
     changes = dict(classes=("background", "box"), label_map={2: 1})
     train_ids = torch.cat([_dataset(whole, **changes)[i]["label"].unique() for i in range(3)]).unique()
@@ -105,6 +146,8 @@ def test_label_map_merges_and_drops(whole):
     assert np.array_equal(truth, arrays(3)[1] == 2)
     with pytest.raises(ConfigError, match=r"\[2\], beyond the 2 classes"):
         _dataset(whole, classes=("background", "box"), label_map={1: 2})
+    with pytest.raises(ConfigError, match=r"\[-1, 65536\]: ids in files are 0 to 65535"):
+        _dataset(whole, label_map={-1: 2, 1: 1, 65536: 0})
 
 
 def test_several_channels(root):
@@ -174,6 +217,12 @@ def test_config_errors_name_the_config(whole, tmp_path):
         (lambda lists: [1, 2], "no list 'training'"),
         (lambda lists: lists["training"][1].pop("image"), "'training', entry 1: expected an `image`"),
         (lambda lists: lists["training"].insert(0, 3), "'training', entry 0: expected an `image`"),
+        (
+            lambda lists: lists["training"][2].update(label=["a", "b"]),
+            r"'training', entry 2: its `label` is \['a', 'b'\]",
+        ),
+        (lambda lists: lists["training"][2].update(label=""), "its `label` is '', expected a path"),
+        (lambda lists: lists["training"][2].update(labels=lists["training"][2].pop("label")), "entry 2: .* 'labels'"),
         (lambda lists: lists["training"][2].pop("label"), r"img0002\.nii\.gz has no `label`"),
     ],
 )
@@ -238,13 +287,44 @@ def _no_nifti(root):
     (root / "imagesTr/img0001.nii.gz").write_bytes(b"<html>please log in</html>")
 
 
+def _affine(root, folder, change):
+    affine, (image, labels) = oblique(), arrays(1)
+    change(affine)
+    voxels = {"imagesTr/img": image, "labelsTr/label": labels}[folder]
+    header = nibabel.Nifti1Header()  # as a broken tool writes it: nibabel itself would refuse some
+    header.set_data_shape(voxels.shape)
+    header.set_data_dtype(voxels.dtype)
+    header["srow_x"], header["srow_y"], header["srow_z"] = affine[:3]
+    header["sform_code"] = 1
+    header["pixdim"][1:4] = tiny_volumes.SPACING
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    content = header.binaryblock + bytes(4) + voxels.tobytes(order="F")
+    (root / f"{folder}0001.nii.gz").write_bytes(gzip.compress(content))
+
+
+def _affine_of_nan(root):
+    for folder in ("imagesTr/img", "labelsTr/label"):
+        _affine(root, folder, lambda affine: affine.__setitem__((1, 2), np.nan))
+
+
+def _image_without_third_axis(root):
+    _affine(root, "imagesTr/img", lambda affine: affine.__setitem__(2, 0))
+
+
+def _label_without_extent(root):
+    _affine(root, "labelsTr/label", lambda affine: affine.__setitem__((slice(None, 3), 1), 0))
+
+
 BAD = [
-    (_nan, r"img0001\.nii\.gz: 1 voxels are not finite"),
+    (_affine_of_nan, r"img0001\.nii\.gz: its affine is not finite"),
+    (_image_without_third_axis, r"^\S+img0001\.nii\.gz: has axes that lie in one plane \([^;]*$"),
+    (_label_without_extent, r"^\S+label0001\.nii\.gz: has voxels of 1 x 0 x 2 mm \([^;]*$"),
+    (_nan, r"img0001\.nii\.gz: (ValueError: )?1 voxels are not finite"),
     (_strange_ids, r"label0001\.nii\.gz: has ids outside the classes: 7, 9 \(expected ids of 3 classes"),
     (_no_ids, r"label0001\.nii\.gz: .*whole numbers"),
     (_other_shape, r"label0001\.nii\.gz: has 26x20x20 voxels \(expected 26x22x20, as its image"),
     (_other_affine, r"label0001\.nii\.gz: its affine puts voxels 3\.0 voxels off"),
-    (_truncated, r"img0001\.nii\.gz: cannot be read: EOFError"),
+    (_truncated, r"img0001\.nii\.gz: (cannot be read: )?EOFError"),
     (_missing, r"label0001\.nii\.gz: it is missing"),
     (_no_nifti, r"img0001\.nii\.gz: cannot be read: "),
 ]
@@ -267,6 +347,17 @@ def test_files_that_fail_later_are_named(changes, root, tmp_path):
         changes = dict(cache_dir=str(tmp_path / "cache"))
     with pytest.raises(DataError, match=r"img0001\.nii\.gz.* EOFError"):
         train(tiny_volumes.config(root, **{f"train_dataloader.dataset.{k}": v for k, v in changes.items()}), tmp_path)
+
+
+@pytest.mark.parametrize(("spoil", "message"), BAD, ids=[spoil.__name__ for spoil, _ in BAD])
+def test_bad_files_are_named_in_tests(spoil, message, root):
+    """A split that no training looked at: each volume is looked at when its turn comes."""
+    spoil(root)
+    _rewrite(root, lambda lists: lists.update(test=lists["training"]))
+    test = _dataset(root, "test")
+    assert test[0]["case"].truth.any()
+    with pytest.raises(DataError, match=message):
+        test[1]
 
 
 def test_good_files_are_read_once(root):
@@ -299,6 +390,16 @@ def test_volumes_smaller_than_their_crops(tmp_path):
     without = _dataset(root, transforms=loading("image", "label") + CROPS[1:])
     with pytest.raises(DataError, match=r"img0000.*add a SpatialPadd of that size"):
         without.check()
+
+
+def test_what_is_left_of_the_foreground_may_be_smaller_than_the_crops(whole):
+    """No header tells, so that the config has to pad, after the foreground crop and before the crop."""
+    steps, padding, crops = loading("image", "label"), CROPS[0], CROPS[1:]
+    _dataset(whole, transforms=[*steps, padding, *crops]).check()
+    _dataset(whole, transforms=[*steps[:-1], *crops]).check()
+    for order in ([*steps, *crops], [*steps[:-1], padding, steps[-1], *crops], [*steps, *crops, padding]):
+        with pytest.raises(DataError, match="CropForegroundd may leave less than crops of 12x12x12: add a SpatialPadd"):
+            _dataset(whole, transforms=order).check()
 
 
 @pytest.mark.parametrize("affine", [oblique(), oblique()[:, [2, 0, 1, 3]], np.diag([-0.7, 2.0, 5.0, 1.0])])

@@ -348,6 +348,13 @@ def test_weights_of_the_network_alone(tmp_path):
         started.init_weights()
 
 
+def test_nothing_to_measure_is_said(monkeypatch):
+    lines = []
+    monkeypatch.setattr("vision_ssm.volumes.metrics.print_log", lambda line, logger: lines.append(line))
+    assert VolumeMetrics(("background", "liver")).compute_metrics([{}, {}]) == {}
+    assert lines == ["no volume has an organ in its label map: there is nothing to measure"]
+
+
 def test_weights_of_a_network_of_ones_own(tmp_path):
     network, source = dict(type="volumes.tiny_volumes.Small"), Small()
     path = tmp_path / "own.pth"

@@ -13,13 +13,24 @@ from PIL import Image
 
 from .layout import Wrong
 
-__all__ = ["Volume", "check_volume", "read_grid", "read_labels", "read_volume"]
+__all__ = [
+    "Grid", "Volume", "affine_problems", "check_volume", "checked_grid", "checked_labels", "is_picture", "read_grid",
+    "read_labels", "read_volume",
+]  # fmt: skip
 
 _UNREADABLE = (
     OSError, EOFError, ValueError, SyntaxError, zlib.error, ImageFileError, HeaderDataError,
     Image.DecompressionBombError,
 )  # fmt: skip
 _SHOWN = 5
+_VOLUME = 0.1  # of the box that the axes' directions span; 0 in one plane, and a gantry tilt of 30 degrees has 0.87
+
+
+class Grid(NamedTuple):
+    """Where voxels lie: the sizes of the spatial axes, and the affine (4, 4) of voxel indices to millimetres, RAS+."""
+
+    shape: tuple[int, ...]
+    affine: np.ndarray
 
 
 class Volume(NamedTuple):
@@ -41,18 +52,19 @@ class Volume(NamedTuple):
         return self.voxels.shape[: self.axes]
 
 
-def _is_picture(path: Path) -> bool:
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture, by its suffix."""
     return path.suffix.lower() in Image.registered_extensions()
 
 
-def read_grid(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine (4, 4) of a file, from its header alone."""
+def read_grid(path: str | Path) -> Grid:
+    """The grid of a file, from its header alone."""
     path = Path(path)
-    if _is_picture(path):
+    if is_picture(path):
         with Image.open(path) as picture:
-            return picture.size, np.eye(4)
+            return Grid(picture.size, np.eye(4))
     image = nibabel.load(path)
-    return image.shape[:3], image.affine
+    return Grid(image.shape[:3], image.affine)
 
 
 def read_volume(path: str | Path) -> Volume:
@@ -63,7 +75,7 @@ def read_volume(path: str | Path) -> Volume:
         OSError, EOFError, ValueError, zlib.error, ImageFileError: it cannot be decoded.
     """
     path = Path(path)
-    if _is_picture(path):
+    if is_picture(path):
         with Image.open(path) as picture:
             return Volume(np.asarray(picture).swapaxes(0, 1), np.eye(4), 2)
     image = nibabel.load(path)
@@ -103,6 +115,19 @@ def _drift(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
     return float(apart / np.linalg.norm(one[:3, :3], axis=0).min())
 
 
+def affine_problems(path: Path | str, affine: np.ndarray) -> list[Wrong]:
+    """What makes an affine (4, 4) one that no voxel can be found by."""
+    if not np.isfinite(affine).all():
+        return [Wrong(str(path), "its affine is not finite", "numbers")]
+    axes = affine[:3, :3]
+    sides = np.linalg.norm(axes, axis=0)
+    if not sides.all():
+        return [Wrong(str(path), f"has voxels of {' x '.join(f'{side:.4g}' for side in sides)} mm", "sizes above 0")]
+    if abs(np.linalg.det(axes / sides)) < _VOLUME:
+        return [Wrong(str(path), "has axes that lie in one plane", "an affine with three directions")]
+    return []
+
+
 def _unreadable(path: Path, error: Exception) -> Wrong:
     if isinstance(error, FileNotFoundError):
         return Wrong(str(path), "it is missing", "a file")
@@ -120,8 +145,8 @@ def check_volume(
         allowed: ids that the label map may hold; any if None.
 
     Returns:
-        What is wrong: files that are missing or truncated, voxels that are not finite, shapes or affines that differ
-        (corners further apart than a tenth of a voxel), ids that no class has.
+        What is wrong: files that are missing or truncated, voxels or affines that are not finite, affines that have no
+        inverse, shapes or affines that differ (corners further apart than a tenth of a voxel), ids that no class has.
     """
     wrong: list[Wrong] = []
     first: Volume | None = None
@@ -133,29 +158,52 @@ def check_volume(
             continue
         if volume.voxels.dtype.kind == "f" and (count := int((~np.isfinite(volume.voxels)).sum())):
             wrong.append(Wrong(str(path), f"{count} voxels are not finite", "numbers"))
+        wrong += affine_problems(path, volume.affine)
         if first is not None and volume.shape != first.shape:
             wrong.append(Wrong(str(path), f"has {_by(volume.shape)} voxels", f"{_by(first.shape)}, as other channels"))
         first = first or volume
     if label is not None:
-        wrong += _label_problems(Path(label), first, allowed)
+        wrong += checked_labels(label, first, allowed)[1]
     return wrong
 
 
-def _label_problems(path: Path, image: Volume | None, allowed: Collection[int] | None) -> list[Wrong]:
+def checked_grid(path: Path | str) -> tuple[Grid, list[Wrong]]:
+    """The grid of a file, and what is wrong with it; an empty one if the file cannot be read."""
+    try:
+        grid = read_grid(path)
+    except _UNREADABLE as error:
+        return Grid((), np.eye(4)), [_unreadable(Path(path), error)]
+    return grid, affine_problems(path, grid.affine)
+
+
+def checked_labels(
+    path: Path | str, image: Grid | Volume | None = None, allowed: Collection[int] | None = None
+) -> tuple[np.ndarray, list[Wrong]]:
+    """Read a label map, and look at it as at one of its image.
+
+    Args:
+        path: its file.
+        image: has the shape and affine that it should have; any if None. An affine that is bad itself is not compared.
+        allowed: ids that it may hold; any if None.
+
+    Returns:
+        Ids (see `read_labels`), none if the file cannot be read, and what is wrong (see `check_volume`).
+    """
     try:
         ids, (shape, affine) = read_labels(path), read_grid(path)
     except _UNREADABLE as error:
-        return [_unreadable(path, error)]
-    wrong = []
+        return np.zeros(0, np.int64), [_unreadable(Path(path), error)]
+    wrong = affine_problems(path, affine)
+    comparable = image is not None and not wrong and not affine_problems(path, image.affine)
     if image is not None and shape != image.shape:
         wrong.append(Wrong(str(path), f"has {_by(shape)} voxels", f"{_by(image.shape)}, as its image"))
-    elif image is not None and (drift := _drift(image.affine, affine, shape)) > 0.1:
+    elif comparable and (drift := _drift(image.affine, affine, shape)) > 0.1:
         wrong.append(Wrong(str(path), f"its affine puts voxels {drift:.1f} voxels off", "the affine of its image"))
     if allowed is not None and (strange := sorted(_present(ids) - set(allowed))):
         some = ", ".join(map(str, strange[:_SHOWN])) + (", ..." if len(strange) > _SHOWN else "")
         known = f"ids of {len(allowed)} classes" if isinstance(allowed, range) else ", ".join(map(str, sorted(allowed)))
         wrong.append(Wrong(str(path), f"has ids outside the classes: {some}", known))
-    return wrong
+    return ids, wrong
 
 
 def _by(shape: Sequence[int]) -> str:

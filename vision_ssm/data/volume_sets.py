@@ -111,6 +111,10 @@ def find_cases(root: str | Path, report: Report) -> Cases:
         expected = " or ".join(f"{layout[0]} and {layout[1]}" for layout in _LAYOUTS[:2])
         zipped = " (RawData.zip is there: unzip it)" if (root / "RawData.zip").is_file() else ""
         raise LayoutError(f"{root} holds neither {expected}{zipped}")
+    for folder in where:
+        unzipped = [name for name in sizes(root / folder, ".nii") if not (root / folder / f"{name}.gz").is_file()]
+        for name in sorted(unzipped):
+            report.wrong.append(Wrong(f"{folder}/{name}", "is not compressed", "a .nii.gz file: gzip it"))
     images, labels, test = (list_files(root, folder, _NAME, report) for folder in where)
     labelled = pair_files(images, labels, where, report)
     return Cases(root, where, labelled, {key: Case(name) for key, name in sorted(test.items())})
@@ -119,6 +123,8 @@ def find_cases(root: str | Path, report: Report) -> Cases:
 def _file(path: Path, name: str) -> list[Wrong]:
     """What is wrong with a file's compression, to its checksum, or with its header."""
     import nibabel
+
+    from .volume_files import affine_problems
 
     try:
         with gzip.open(path) as file:
@@ -132,13 +138,12 @@ def _file(path: Path, name: str) -> list[Wrong]:
         return [Wrong(name, f"has the shape {volume.shape}", "three dimensions")]
     if not int(volume.header["sform_code"]) and not int(volume.header["qform_code"]):
         return [Wrong(name, "has neither sform nor qform", "an affine: without one, right and left are unknown")]
-    axes = volume.affine[:3, :3]
-    spacing = np.linalg.norm(axes, axis=0)
-    if not (np.isfinite(volume.affine).all() and spacing.min() >= _SPACING[0] and spacing.max() <= _SPACING[1]):
+    if wrong := affine_problems(name, volume.affine):
+        return wrong
+    spacing = np.linalg.norm(volume.affine[:3, :3], axis=0)
+    if spacing.min() < _SPACING[0] or spacing.max() > _SPACING[1]:
         found = " x ".join(f"{value:.4g}" for value in spacing)
         return [Wrong(name, f"has voxels of {found} mm", "{} to {} mm".format(*_SPACING))]
-    if abs(np.linalg.det(axes)) < 0.1 * spacing.prod():
-        return [Wrong(name, "has axes that lie in one plane", "an affine with three directions")]
     return []
 
 

@@ -20,9 +20,9 @@ from PIL import Image
 from ..files import write_json
 from .order import DataError, Seeded
 
-__all__ = ["DataCheckHook", "check_dataset", "checked_once", "file_stamp"]
+__all__ = ["DataCheckHook", "check_dataset", "check_samples", "checked_once", "file_stamp", "leaves"]
 
-_VERSION = 2  # of the checks: to be raised when they find more
+_VERSION = 3  # of the checks: to be raised when they find more
 _SHOWN = 5
 _ORIENTATION = 0x0112  # EXIF; from 5 on width and height change places, as they do in what mmcv reads
 
@@ -123,13 +123,13 @@ def _annotation_problems(path: str) -> Iterator[str]:
             yield f"{path}: {len(strange)} annotations have a {key} that the file does not list: {values}, {first}"
 
 
-def _leaves(dataset) -> Iterable:
+def leaves(dataset) -> Iterable:
     """The data sets inside wrappers (repeated, concatenated, balanced)."""
     if hasattr(dataset, "datasets"):
         for inner in dataset.datasets:
-            yield from _leaves(inner)
+            yield from leaves(inner)
     elif isinstance(dataset, Seeded) or ("dataset" in vars(dataset) and not hasattr(dataset, "load_data_list")):
-        yield from _leaves(dataset.dataset)
+        yield from leaves(dataset.dataset)
     else:
         yield dataset
 
@@ -161,7 +161,7 @@ def check_dataset(dataset, log: Callable[[str], object] | None = None) -> None:
         DataError: files are missing, do not decode, differ in size from their annotation or have ids outside the
             classes, or a COCO file contradicts itself; the first few are named.
     """
-    for leaf in _leaves(dataset):
+    for leaf in leaves(dataset):
         if hasattr(leaf, "check"):
             leaf.check(log)
         elif hasattr(leaf, "get_data_info") and hasattr(leaf, "metainfo"):
@@ -210,6 +210,21 @@ def _check_leaf(dataset, log: Callable[[str], object] | None) -> None:
             return found + list(filter(None, pool.map(lambda sample: _problem(sample, allowed), samples)))
 
         checked_once(stamps, problems)
+
+
+def check_samples(loop) -> None:
+    """Tell metrics that have a method `check_samples` what a validation or test is about to measure.
+
+    Args:
+        loop: MMEngine's, built; `get_data_info` of its data sets, also inside wrappers, describes the samples.
+
+    Raises:
+        DataError: a metric's, about samples that it cannot tell apart.
+    """
+    for metric in getattr(getattr(loop, "evaluator", None), "metrics", ()):
+        if check := getattr(metric, "check_samples", None):
+            found = [leaf for leaf in leaves(loop.dataloader.dataset) if hasattr(leaf, "get_data_info")]
+            check([leaf.get_data_info(i) for leaf in found for i in range(len(leaf))])
 
 
 @HOOKS.register_module()

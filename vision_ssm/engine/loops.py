@@ -6,6 +6,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import nn
 from torch.utils.data import DataLoader
 
+from .data_check import leaves
 from .order import Order
 
 __all__ = ["EpochLoop", "IterLoop"]
@@ -13,8 +14,9 @@ __all__ = ["EpochLoop", "IterLoop"]
 
 def _batches(loader: DataLoader, first: int, epoch: int = 0, endless: bool = False) -> Iterator:
     """A loader's batches from the one of that number on."""
-    if fill := getattr(loader.dataset, "fill_cache", None):
-        fill()  # the processes that load data, which start next, share what is in memory now
+    for dataset in leaves(loader.dataset):
+        if fill := getattr(dataset, "fill_cache", None):
+            fill()  # the processes that load data, which start next, share what is in memory now
     order = loader.batch_sampler
     if isinstance(order, Order):
         order.epoch, order.first, order.endless = epoch, first, endless

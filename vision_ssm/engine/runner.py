@@ -27,7 +27,7 @@ from ..checkpoints import CheckpointError, check_state_dict, converting, read, u
 from ..files import write_atomically
 from .checkpoint_hook import CheckpointHook
 from .classes_hook import ClassesHook
-from .data_check import DataCheckHook
+from .data_check import DataCheckHook, check_samples
 from .loader import built, ordered_loader
 from .loops import EpochLoop, IterLoop
 from .order import Order, Seeded, preserved, random_state, restore
@@ -134,6 +134,18 @@ class Runner(_Runner):
             return super().build_train_loop(loop)
         finally:
             self._train_dataloader = cfg
+
+    def build_val_loop(self, loop):
+        """As MMEngine's; metrics see what they are about to measure."""
+        loop = super().build_val_loop(loop)
+        check_samples(loop)
+        return loop
+
+    def build_test_loop(self, loop):
+        """As MMEngine's; metrics see what they are about to measure."""
+        loop = super().build_test_loop(loop)
+        check_samples(loop)
+        return loop
 
     def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
         """As MMEngine's, which does not name an optimiser that it does not know."""

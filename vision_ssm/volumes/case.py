@@ -11,9 +11,17 @@ from monai.data.utils import affine_to_spacing, to_affine_nd
 from PIL import Image
 from torch import Tensor
 
+from ..data.volume_files import is_picture
 from ..files import write_atomically
 
-__all__ = ["Case"]
+__all__ = ["Case", "prediction_name"]
+
+
+def prediction_name(image: str) -> str:
+    """File name of an image's prediction: the image's, but PNG for pictures."""
+    path = Path(image)
+    return path.with_suffix(".png").name if is_picture(path) else path.name
+
 
 _SLAB = 1 << 18  # voxels
 
@@ -39,7 +47,7 @@ class Case:
     @property
     def name(self) -> str:
         """File name of a prediction."""
-        return Path(self.image).name
+        return prediction_name(self.image)
 
     @property
     def spacing(self) -> tuple[float, ...]:

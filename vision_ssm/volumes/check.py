@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from monai.transforms import (
+    CropForegroundd,
     Orientationd,
     RandCropByLabelClassesd,
     RandCropByPosNegLabeld,
@@ -18,14 +19,19 @@ from monai.transforms import (
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from ..data.layout import each
+from ..data.layout import Wrong, each
 from ..data.volume_files import check_volume, read_grid
 from ..engine import DataError
 from ..engine.data_check import checked_once, file_stamp
 
-__all__ = ["check_volumes", "size_for_crops"]
+__all__ = ["check_volumes", "size_for_crops", "told"]
 
 _CROPS = (RandCropByPosNegLabeld, RandCropByLabelClassesd, RandSpatialCropd, RandSpatialCropSamplesd)
+
+
+def told(wrong: Wrong) -> str:
+    """What is wrong with a file, in a line."""
+    return f"{wrong.file}: {wrong.what} (expected {wrong.expected})"
 
 
 def size_for_crops(shape: Sequence[int], affine: np.ndarray, transforms: Sequence[Transform]) -> np.ndarray:
@@ -60,6 +66,19 @@ def _crop_size(transforms: Sequence[Transform]) -> np.ndarray | None:
     return None
 
 
+def _before_crops(transforms: Sequence[Transform]) -> tuple[bool, bool]:
+    """Whether the foreground alone comes to the crops, at whatever size, and whether it, or the whole, is padded."""
+    foreground = padded = False
+    for step in transforms:
+        if isinstance(step, CropForegroundd):
+            foreground, padded = True, False
+        elif isinstance(step, (SpatialPadd, ResizeWithPadOrCropd, Resized)):
+            foreground, padded = False, padded or not isinstance(step, Resized)
+        elif isinstance(step, _CROPS):
+            break
+    return foreground, padded
+
+
 def _small(item: Mapping, transforms: Sequence[Transform]) -> str | None:
     """A line about a volume that is smaller than the crops."""
     crop = _crop_size(transforms)
@@ -89,24 +108,28 @@ def check_volumes(
         log: called with lines.
 
     Raises:
-        DataError: files are missing or truncated; voxels are not finite; shapes or affines of an image and its label
-            map differ; ids are outside the classes; or a volume is smaller than its crops and nothing pads it.
+        DataError: files are missing or truncated; voxels or affines are not finite, or affines have no
+            inverse; shapes or affines of an image and its label
+            map differ; ids are outside the classes; or a volume is smaller than its crops, or may be
+            after a `CropForegroundd`, and nothing pads it.
     """
 
     def problems() -> list[str]:
         if log:
             log(f"checking {len(items)} volumes and their label maps, once")
         wrong = each(lambda item: check_volume(item["image"], item.get("label"), allowed), items)
-        return [f"{w.file}: {w.what} (expected {w.expected})" for w in wrong]
+        return [told(one) for one in wrong]
 
     paths = [path for item in items for path in (item["image"], item.get("label")) if path]
     files = [one for path in paths for one in ([path] if isinstance(path, str) else path)]
     checked_once([f"volumes {allowed}", *map(file_stamp, files)], problems)
     small = [line for item in items if (line := _small(item, transforms))]
-    if not small:
-        return
     more = f" (and {len(small) - 1} more)" if len(small) > 1 else ""
-    if not any(isinstance(step, (SpatialPadd, ResizeWithPadOrCropd)) for step in transforms):
+    foreground, padded = _before_crops(transforms)
+    if small and not padded:
         raise DataError(f"{small[0]}{more}: add a SpatialPadd of that size before the crop")
-    if log:
+    if foreground and (crop := _crop_size(transforms)) is not None:
+        size = "x".join(map(str, crop))
+        raise DataError(f"a CropForegroundd may leave less than crops of {size}: add a SpatialPadd between them")
+    if small and log:
         log(f"{small[0]}{more}: they are padded")

@@ -1,9 +1,12 @@
 """Volumes listed in a decathlon-style JSON file, through MONAI's transforms."""
 
+import difflib
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,14 +15,17 @@ from monai.data import CacheDataset, Dataset, MetaTensor, PersistentDataset
 from monai.data.utils import pickle_hashing, to_affine_nd
 from torch import Tensor
 
-from ..data.volume_files import read_labels
+from ..data.layout import Wrong
+from ..data.volume_files import Grid, checked_grid, checked_labels
 from ..engine import ConfigError, DataError
 from ..engine.data_check import file_stamp
-from .case import Case
-from .check import check_volumes
-from .transforms import build_transforms, mapped_labels
+from .case import Case, prediction_name
+from .check import check_volumes, told
+from .transforms import IDS, build_transforms, mapped_labels
 
 __all__ = ["VolumeDataset"]
+
+_T = TypeVar("_T")
 
 
 def _content(path: Path) -> object:
@@ -50,8 +56,12 @@ def _item(entry, where: str, root: Path) -> dict:
     if not images or not isinstance(images, list) or not all(isinstance(one, str) for one in images):
         raise DataError(f"{where}: expected an `image` (a path, or one for each channel) and a `label`")
     item = {"image": [str(root / one) for one in images] if isinstance(image, list) else str(root / image)}
-    if isinstance(entry.get("label"), str):
+    if "label" in entry:
+        if not isinstance(entry["label"], str) or not entry["label"]:
+            raise DataError(f"{where}: its `label` is {entry['label']!r}, expected a path, or no `label` at all")
         item["label"] = str(root / entry["label"])
+    elif close := difflib.get_close_matches("label", [key for key in entry if key != "image"], n=1):
+        raise DataError(f"{where}: expected a `label`, found {close[0]!r}")
     return item
 
 
@@ -73,7 +83,7 @@ class VolumeDataset(torch.utils.data.Dataset):
         split: "training", "validation", "test" or whatever the list has.
         transforms: of MONAI, by class name and arguments (see `build_transforms`), over "image" and "label".
         classes: names, the background's first.
-        label_map: ids in the files to ids of classes; ids without an entry become background.
+        label_map: ids in the files (0 to 65535) to ids of classes; ids without an entry become background.
         test_mode: whole volumes, for evaluation.
         cache_rate: fraction of the volumes that is kept in memory as it is before the first random transform; for
             each process of a run.
@@ -103,9 +113,11 @@ class VolumeDataset(torch.utils.data.Dataset):
         self.label_map = {int(old): int(new) for old, new in (label_map or {}).items()}
         if beyond := sorted(new for new in self.label_map.values() if not 0 <= new < len(classes)):
             raise ConfigError(f"`label_map` leads to {beyond}, beyond the {len(classes)} classes")
+        if beyond := sorted(old for old in self.label_map if not 0 <= old < IDS):
+            raise ConfigError(f"`label_map` has {beyond}: ids in files are 0 to {IDS - 1}")
         if test_mode and (cache_rate or cache_dir):
             raise ConfigError("`cache_rate` and `cache_dir` are for training: in tests each volume is read once")
-        self.transform = build_transforms(transforms, None if test_mode else self.label_map)
+        self.transform = build_transforms(transforms, None if test_mode else self.label_map, check_images=test_mode)
         self.items = _listed(data_list, split, self.data_root)
         if not test_mode and (without := [item["image"] for item in self.items if "label" not in item]):
             raise DataError(f"{self.data_root}, {split!r}: {without[0]} has no `label` to train with")
@@ -121,6 +133,9 @@ class VolumeDataset(torch.utils.data.Dataset):
         recipe = hashlib.sha256(repr(([dict(one) for one in transforms], sorted(self.label_map.items()))).encode())
         inputs = [item | {"stamp": " ".join(map(file_stamp, _paths(item)))} for item in inputs]
         return PersistentDataset(inputs, self.transform, folder / recipe.hexdigest()[:16], hash_func=pickle_hashing)
+
+    def full_init(self) -> None:
+        """Nothing: MMEngine's wrappers (repeated, concatenated) ask for the list, which was read at the start."""
 
     def fill_cache(self) -> None:
         """Put what `cache_rate` says into memory; before workers start, which then share it.
@@ -148,47 +163,55 @@ class VolumeDataset(torch.utils.data.Dataset):
         return len(self.items)
 
     def get_data_info(self, index: int) -> dict:
-        """The files of a sample: `img_path`, `seg_map_path`."""
+        """The files of a sample, `img_path` and `seg_map_path`, and the name of its `prediction`."""
         item = self.items[index]
-        image = item["image"] if isinstance(item["image"], str) else ", ".join(item["image"])
-        return dict(img_path=image, seg_map_path=item.get("label"))
+        images = _images(item)
+        return dict(img_path=", ".join(images), seg_map_path=item.get("label"), prediction=prediction_name(images[0]))
 
     def __getitem__(self, index: int) -> dict:
         self.transform.set_random_state(seed=int(np.random.randint(1 << 32, dtype=np.uint64)))
-        try:
-            data = self.source[index]
-        except RuntimeError as error:  # MONAI's, around the one that says what is wrong
-            names = " with ".join(filter(None, self.get_data_info(index).values()))
-            raise DataError(f"{names}: {_reason(error)}") from error
         if self.test_mode:
-            return self._whole(index, data["image"])
+            return self._whole(self.items[index], index)
+        data = self._transformed(index)
         crops = data if isinstance(data, list) else [data]
         return dict(
             image=torch.stack([_plain(crop["image"]).float() for crop in crops]),
             label=torch.stack([_plain(crop["label"]).long() for crop in crops]),
         )
 
-    def _whole(self, index: int, image: MetaTensor) -> dict:
-        item = self.items[index]
-        truth = None
-        shape = tuple(int(n) for n in image.meta["spatial_shape"])
-        if "label" in item:
-            ids = mapped_labels(read_labels(item["label"]), self.label_map)
-            classes = len(self.metainfo["classes"])
-            if ids.min() < 0 or ids.max() >= classes:
-                raise DataError(f"{item['label']} has ids from {ids.min()} to {ids.max()}, beyond {classes} classes")
-            if ids.shape != shape:
-                raise DataError(f"{item['label']} has shape {ids.shape}, its image {shape}")
-            truth = torch.from_numpy(ids.astype(np.uint8))
+    def _transformed(self, index: int) -> dict | list[dict]:
+        try:
+            return self.source[index]
+        except (RuntimeError, EOFError) as error:  # MONAI's, around the one that says what is wrong
+            if isinstance(self.source, PersistentDataset) and _drop_cut_files(self.source.cache_dir):
+                return self._transformed(index)
+            info = self.get_data_info(index)
+            names = info["img_path"] if self.test_mode else f"{info['img_path']} with {info['seg_map_path']}"
+            raise DataError(f"{names}: {_reason(error)}") from error
+
+    def _whole(self, item: dict, index: int) -> dict:
+        """A volume of a test; the engine looks at files before a training alone, so that this one is looked at here."""
+        images = _images(item)
+        grids = [_sound(*checked_grid(path)) for path in images]
+        image = self._transformed(index)["image"]
         original = image.meta.get("original_affine", np.eye(4))
         case = Case(
-            image=item["image"] if isinstance(item["image"], str) else item["image"][0],
+            image=images[0],
             affine=torch.as_tensor(to_affine_nd(3, image.affine), dtype=torch.float64),
             original_affine=torch.as_tensor(to_affine_nd(3, original), dtype=torch.float64),
-            original_shape=shape,
-            truth=truth,
+            original_shape=tuple(int(n) for n in image.meta["spatial_shape"]),
+            truth=self._truth(item["label"], grids[0]) if "label" in item else None,
         )
         return dict(image=_plain(image).float()[None], case=case)
+
+    def _truth(self, label: str, image: Grid) -> Tensor:
+        """Ids of the classes, uint8, of a label map that fits its image."""
+        ids = _sound(*checked_labels(label, image, self._allowed()))
+        return torch.from_numpy(mapped_labels(ids, self.label_map).astype(np.uint8))
+
+    def _allowed(self) -> range:
+        """Ids that label files may hold."""
+        return range(IDS) if self.label_map else range(len(self.metainfo["classes"]))
 
     def check(self, log: Callable[[str], object] | None = None) -> None:
         """Look at every file, once (see `check_volumes`).
@@ -196,13 +219,30 @@ class VolumeDataset(torch.utils.data.Dataset):
         Raises:
             DataError: files are not as they should be; they are named.
         """
-        allowed = range(1 << 16) if self.label_map else range(len(self.metainfo["classes"]))
-        check_volumes(self.items, allowed, () if self.test_mode else self.transform.transforms, log)
+        check_volumes(self.items, self._allowed(), () if self.test_mode else self.transform.transforms, log)
+
+
+def _images(item: dict) -> list[str]:
+    return [item["image"]] if isinstance(item["image"], str) else item["image"]
 
 
 def _paths(item: dict) -> list[str]:
-    images = [item["image"]] if isinstance(item["image"], str) else item["image"]
-    return [*images, *([item["label"]] if "label" in item else [])]
+    return [*_images(item), *([item["label"]] if "label" in item else [])]
+
+
+def _drop_cut_files(folder: Path) -> list[Path]:
+    """Remove what a kill cut: MONAI moves files into the folder, from another file system by copying."""
+    cut = [path for path in folder.glob("*.pt") if not zipfile.is_zipfile(path)]  # an archive ends with its contents
+    for path in cut:
+        path.unlink(missing_ok=True)
+    return cut
+
+
+def _sound(found: _T, wrong: list[Wrong]) -> _T:
+    """What a file holds, unless something is wrong with it."""
+    if wrong:
+        raise DataError("; ".join(map(told, wrong)))
+    return found
 
 
 def _plain(value: Tensor) -> Tensor:

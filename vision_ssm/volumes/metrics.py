@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mmengine.evaluator import BaseMetric
@@ -47,9 +47,9 @@ def hausdorff95(prediction: Tensor, truth: Tensor, spacing: Sequence[float]) -> 
 
 @METRICS.register_module()
 class VolumeMetrics(BaseMetric):
-    """`dice/ORGAN` and `hd95/ORGAN` (mm; pixels of pictures), means over the volumes that show the organ; `mean_dice`
-    and `mean_hd95`.
+    """`dice/ORGAN` and `hd95/ORGAN`, means over the volumes that show the organ; `mean_dice` and `mean_hd95`.
 
+    Distances are in millimetres, those of pictures in pixels.
     Predictions are brought to the grid of the files first. Conventions, which move published means:
 
     - An organ that a label map does not have is left out for that volume, whatever was predicted (MONAI's
@@ -84,19 +84,31 @@ class VolumeMetrics(BaseMetric):
             raise ConfigError(f"`classes` has a name twice: {', '.join(classes)}")
         self.organs = dict(list(enumerate(classes))[0 if include_background else 1 :])
         self.hd95, self.output_dir = hd95, output_dir
-        self._written: dict[str, str] = {}
 
-    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Write and measure the predictions of a batch.
+    def check_samples(self, infos: Iterable[dict]) -> None:
+        """Look at what is about to be measured, of all processes; the engine calls it before the first volume.
+
+        Args:
+            infos: of `VolumeDataset.get_data_info`.
 
         Raises:
             DataError: two images have one name, so that one prediction would replace the other.
         """
+        if self.output_dir is None:
+            return
+        names: dict[str, str] = {}
+        for info in infos:
+            image = info["img_path"]
+            if (other := names.setdefault(info["prediction"], image)) != image:
+                raise DataError(f"the predictions of {other} and {image} have one name: they need two folders")
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Write and measure the predictions of a batch."""
         for sample in data_samples:
             case: Case = sample["case"]
             labels = case.on_original_grid(sample["labels"])
             if self.output_dir is not None:
-                self._save(case, labels)
+                case.save(labels, Path(self.output_dir))
             if case.truth is None:
                 self.results.append({})
                 continue
@@ -108,12 +120,6 @@ class VolumeMetrics(BaseMetric):
                 if self.hd95:
                     found[f"hd95/{organ}"] = hausdorff95(one, other, case.spacing)
             self.results.append(found)
-
-    def _save(self, case: Case, labels: Tensor) -> None:
-        other = self._written.setdefault(case.name, case.image)
-        if other != case.image:
-            raise DataError(f"{case.image} and {other} have one name: their predictions need two folders")
-        case.save(labels, Path(self.output_dir))
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
         """Means over the volumes, and over the organs; logs the table."""
@@ -129,6 +135,8 @@ class VolumeMetrics(BaseMetric):
             metrics |= {f"{name}/{organ}": value for organ, value in means.items()}
         if metrics:
             print_log("\n" + self._table(metrics), logger="current")
+        else:
+            print_log("no volume has an organ in its label map: there is nothing to measure", logger="current")
         return metrics
 
     def _table(self, metrics: dict[str, float]) -> str:

@@ -11,7 +11,9 @@ from monai.utils import convert_to_dst_type
 
 from ..engine import ConfigError
 
-__all__ = ["MapLabelsd", "build_transforms", "mapped_labels"]
+__all__ = ["IDS", "CheckImaged", "MapLabelsd", "build_transforms", "mapped_labels"]
+
+IDS = 1 << 16  # that label files may hold where a map follows: 0 and on
 
 
 class MapLabelsd(MapTransform):
@@ -43,6 +45,21 @@ class MapLabelsd(MapTransform):
         return self.table[ids.long().clamp(0, len(self.table) - 1)]
 
 
+class CheckImaged(MapTransform):
+    """Refuses images with voxels that are not finite, before a step clips or crops them."""
+
+    def __call__(self, data: Mapping) -> dict:
+        """Look at the images; they stay what they are.
+
+        Raises:
+            ValueError: there are such voxels.
+        """
+        for key in self.keys:
+            if count := int((~torch.isfinite(data[key].as_tensor())).sum()):
+                raise ValueError(f"{count} voxels are not finite")
+        return dict(data)
+
+
 def _build(config: Mapping) -> Transform:
     arguments = dict(config)
     name = arguments.pop("type", None)
@@ -60,22 +77,32 @@ def _build(config: Mapping) -> Transform:
         raise ConfigError(f"transform {name}: {error}") from error
 
 
-def build_transforms(configs: Sequence[Mapping], label_map: Mapping[int, int] | None = None) -> Compose:
+def _loaded(steps: Sequence[Transform], key: str) -> int:
+    """The number of steps after which there is an image or a label map."""
+    for number, step in enumerate(steps, 1):
+        if isinstance(step, LoadImaged) and key in step.keys:
+            return number
+    raise ConfigError(f"no LoadImaged of {key!r} among the transforms")
+
+
+def build_transforms(
+    configs: Sequence[Mapping], label_map: Mapping[int, int] | None = None, check_images: bool = False
+) -> Compose:
     """A pipeline of MONAI's transforms.
 
     Args:
         configs: for each its class in `monai.transforms` as `type`, and its arguments.
         label_map: replaces the ids of "label" as soon as it is loaded (see `MapLabelsd`).
+        check_images: look at every "image" as soon as it is loaded (see `CheckImaged`).
 
     Raises:
         ConfigError: no such transform (close names are given), or arguments that it does not take.
     """
     steps = [_build(config) for config in configs]
     if label_map:
-        loading = [i for i, step in enumerate(steps) if isinstance(step, LoadImaged) and "label" in step.keys]
-        if not loading:
-            raise ConfigError("`label_map` needs a LoadImaged of 'label' among the transforms")
-        steps.insert(loading[0] + 1, MapLabelsd(["label"], label_map))
+        steps.insert(_loaded(steps, "label"), MapLabelsd(["label"], label_map))
+    if check_images:
+        steps.insert(_loaded(steps, "image"), CheckImaged(["image"]))
     return Compose(steps)
 
 

@@ -50,6 +50,7 @@ class VolumeMetrics(BaseMetric):
     """`dice/ORGAN` and `hd95/ORGAN`, means over the volumes that show the organ; `mean_dice` and `mean_hd95`.
 
     Distances are in millimetres, those of pictures in pixels.
+
     Predictions are brought to the grid of the files first. Conventions, which move published means:
 
     - An organ that a label map does not have is left out for that volume, whatever was predicted (MONAI's

@@ -128,7 +128,9 @@ def leaves(dataset) -> Iterable:
     if hasattr(dataset, "datasets"):
         for inner in dataset.datasets:
             yield from leaves(inner)
-    elif isinstance(dataset, Seeded) or ("dataset" in vars(dataset) and not hasattr(dataset, "load_data_list")):
+    elif isinstance(dataset, Seeded) or (
+        "dataset" in getattr(dataset, "__dict__", ()) and not hasattr(dataset, "load_data_list")
+    ):
         yield from leaves(dataset.dataset)
     else:
         yield dataset

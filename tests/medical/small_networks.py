@@ -21,7 +21,7 @@ SIDES = {2: (64, 96), 3: (16, 32, 16)}
 SIDES_OF = {
     "segmamba_test": (48, 48, 48),
     "umamba_2d_test": (16, 24),
-    "umamba_3d_test": (8, 16, 12),
+    "umamba_3d_test": (12, 12, 12),
     "mamba_nd_3d_test": (32, 32, 32),
     "swin_unet_weak_test": (64, 64),
     "nnmamba_seg_test": (48, 48, 48),

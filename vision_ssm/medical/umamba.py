@@ -203,7 +203,7 @@ _VARIANTS = {
     "umamba_v1_bot_3d": dict(where="bottleneck", **_PLAN_3D),
     "umamba_v1_enc_3d": dict(where="encoder", **_PLAN_3D),
     "umamba_2d_test": dict(where="encoder", input_size=(16, 24), **_SMALL_2D),
-    "umamba_3d_test": dict(where="encoder", input_size=(8, 16, 12), **_SMALL_3D),
+    "umamba_3d_test": dict(where="encoder", input_size=(12, 12, 12), **_SMALL_3D),
     "umamba_v1_3d_test": dict(where="encoder", **_SMALL_3D),
 }
 

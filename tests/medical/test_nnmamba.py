@@ -6,9 +6,8 @@ import timm
 import torch
 
 from vision_ssm.checkpoints import mamba_parameters, rename, stack_paths
-from vision_ssm.layers import Mamba
+from vision_ssm.layers import Mamba, SiameseMamba
 from vision_ssm.medical import nnmamba
-from vision_ssm.medical.nnmamba import SiameseMamba
 
 NAMES = ("nnmamba_seg_test", "nnmamba_landmark_test", "nnmamba_cls_test")
 

@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 import vision_ssm
-from vision_ssm.layers import Mamba
-from vision_ssm.medical import plan_arguments
-from vision_ssm.medical._tokens import TokenMixer
-from vision_ssm.medical.lma_unet import PixelMixer, TwinMamba, WindowMixer
+from vision_ssm.layers import Mamba, TwinMamba
+from vision_ssm.medical import TokenMixer, plan_arguments
+from vision_ssm.medical.lma_unet import PixelMixer, WindowMixer
 
 OLD = {
     "configurations": {
@@ -47,8 +46,8 @@ def test_plans(plans, tmp_path):
             dims=3,
             input_size=(16, 32, 32),
             features=(8, 16, 24),
-            kernels=[(1, 3, 3), (3, 3, 3), (3, 3, 3)],
-            strides=[(1, 1, 1), (1, 2, 2), (2, 2, 2)],
+            kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
+            strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
             depths=(2, 2, 2),
             decoder_depths=(2, 2),
         )

@@ -6,9 +6,8 @@ import timm
 import torch
 
 from vision_ssm.checkpoints import mamba_parameters, rename, stack_paths
-from vision_ssm.layers import Mamba, PathMamba
-from vision_ssm.medical._tokens import TokenMixer
-from vision_ssm.medical.segmamba import TriOrientatedMamba
+from vision_ssm.layers import Mamba, PathMamba, TriOrientatedMamba
+from vision_ssm.medical import TokenMixer
 from vision_ssm.scan import row
 
 

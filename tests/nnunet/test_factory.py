@@ -10,7 +10,7 @@ from torch import nn
 
 import vision_ssm
 from vision_ssm import nnunet
-from vision_ssm.nnunet.factory import network_facts
+from vision_ssm.nnunet.factory import network_traits
 
 FOLLOWERS = ["umamba_enc", "umamba_bot", "umamba_v1_enc", "umamba_v1_bot", "lma_unet"]
 
@@ -99,7 +99,7 @@ def _loss(outputs, target: torch.Tensor) -> torch.Tensor:
 def test_mixed_precision_step(name, dtype):
     """nnU-Net's step on a GPU: autocast, scaled loss, clipped gradients. The scaler may lower its scale."""
     side = 48 if name == "segmamba_test" else 16  # PyTorch's bf16 convolutions on 2x2x2 maps have random gradients
-    model = _network(name, side=side, deep_supervision=network_facts(name, 3).deep_supervision)
+    model = _network(name, side=side, deep_supervision=network_traits(name, 3).deep_supervision)
     optimizer = torch.optim.SGD(model.parameters(), 1e-2, weight_decay=3e-5, momentum=0.99, nesterov=True)
     scaler = torch.amp.GradScaler("cpu")
     x = 3 * torch.randn(2, 1, *[side] * 3)

@@ -40,13 +40,13 @@ class Levels(torch.nn.Module):
 
     def __init__(self, num_classes: int = 3, strides: tuple[int, ...] = (1,), multiple: int = 1):
         super().__init__()
-        self.num_classes, self.strides, self.multiple = num_classes, strides, multiple
+        self.num_classes, self.strides, self.multiples = num_classes, strides, (multiple, multiple)
         self.scale = torch.nn.Parameter(torch.linspace(-1, 2, num_classes).reshape(1, -1, 1, 1))
         self.seen = []
 
     def forward(self, x: torch.Tensor):
         self.seen.append(tuple(x.shape[2:]))
-        assert all(side % self.multiple == 0 for side in x.shape[2:])
+        assert all(side % multiple == 0 for side, multiple in zip(x.shape[2:], self.multiples, strict=True))
         levels = [x[:, :1, ::step, ::step] * self.scale for step in self.strides]
         return levels if len(levels) > 1 else levels[0]
 
@@ -347,5 +347,5 @@ def test_networks_of_the_configs(name):
         model = timm.create_model(network.pop("name"), **network)
     classes = cfg.train_dataloader.dataset.get("metainfo", {}).get("classes", range(9))
     assert max(model.num_classes, 2) == len(classes)
-    multiples = getattr(model, "multiples", [getattr(model, "multiple", None)] * 2)
-    assert all(side % multiple == 0 for side, multiple in zip(cfg.model.data_preprocessor.size, multiples, strict=True))
+    sides = cfg.model.data_preprocessor.size
+    assert all(side % multiple == 0 for side, multiple in zip(sides, model.multiples, strict=True))

@@ -32,8 +32,7 @@ def create_for(name: str, patch: Sequence[int]) -> nn.Module:
         ValueError: it takes other volumes.
     """
     known = inspect.signature(type(timm.create_model(name, device="meta"))).parameters
-    sized = [argument for argument in ("input_size", "input_size") if argument in known]
-    return timm.create_model(name, **dict.fromkeys(sized, tuple(patch)))
+    return timm.create_model(name, **({"input_size": tuple(patch)} if "input_size" in known else {}))
 
 
 def clock(device: str) -> Callable[[Callable[[], object]], float]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..medical._tokens import TokenMixer
+from ..medical import TokenMixer
 from .apart import run_apart
 from .footprint import RUNS, clock, create_for, measure_network, measure_windows
 from .gpu_ops import in_one_line

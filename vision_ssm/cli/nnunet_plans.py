@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from ..files import write_json
-from ..nnunet.factory import NETWORKS, network_facts
+from ..nnunet.factory import NETWORKS, network_traits
 from ..nnunet.plans import plans_name, rewrite_plans
 from .console import CommandError, check_output
 
@@ -67,6 +67,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"left out: {', '.join(left_out)}")
     first = next(iter(new["configurations"]))
     patch = new["configurations"][first]["patch_size"]
-    trainer = "" if network_facts(args.network, len(patch)).deep_supervision else " -tr nnUNetTrainerNoDeepSupervision"
+    trainer = "" if network_traits(args.network, len(patch)).deep_supervision else " -tr nnUNetTrainerNoDeepSupervision"
     print(f"train: nnUNetv2_train DATASET {first} FOLD -p {output.stem}{trainer}")
     return 0

@@ -12,7 +12,7 @@ if find_spec("mmengine") is None:
 
 from .config import ConfigError, load_config, packaged_configs
 from .launch import test, train
-from .network import build_network, class_logits, level_weights, network_state_dict
+from .network import build_network, class_logits, level_loss, network_state_dict
 from .order import DataError
 from .precision import BFloat16OptimWrapper
 from .runner import Runner
@@ -24,7 +24,7 @@ __all__ = [
     "Runner",
     "build_network",
     "class_logits",
-    "level_weights",
+    "level_loss",
     "load_config",
     "network_state_dict",
     "packaged_configs",

@@ -1,17 +1,18 @@
-"""What models around a whole network share: building it by config, names of its weights, and its several outputs."""
+"""What models around a whole network share: building it by config, names of its weights, the loss of its outputs."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import timm
 import torch
+import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..checkpoints import convert_state_dict, unwrap
 from .config import ConfigError
 
-__all__ = ["build_network", "class_logits", "level_weights", "network_state_dict"]
+__all__ = ["build_network", "class_logits", "level_loss", "network_state_dict"]
 
 
 def build_network(config: Mapping) -> nn.Module:
@@ -75,17 +76,30 @@ def class_logits(output: Tensor | Sequence[Tensor]) -> list[Tensor]:
     return [torch.cat([torch.zeros_like(one), one], dim=1) if one.shape[1] == 1 else one for one in levels]
 
 
-def level_weights(number: int, coarsest: bool = False) -> list[float]:
-    """What each of several outputs weighs in the loss, from the full resolution to the coarsest.
+def level_loss(
+    loss: Callable[[Tensor, Tensor], Tensor], levels: Sequence[Tensor], label: Tensor, coarsest: bool = False
+) -> Tensor:
+    """The loss of a network's outputs, summed over its levels (deep supervision).
 
-    Output i weighs 1/2^i and the last of several nothing, scaled to a sum of one: nnU-Net's
+    Level i weighs 1/2^i and the last of several nothing, scaled to a sum of one: nnU-Net's
     (https://github.com/MIC-DKFZ/nnUNet, `nnUNetTrainer`).
 
     Args:
-        number: of outputs.
+        loss: of logits in float32 and labels of their size.
+        levels: logits (batch, classes, *size), at full resolution first.
+        label: class ids (batch, 1, *size); brought to a level's size by nearest neighbours.
         coarsest: count the last of several too.
     """
-    weights = [0.5**i for i in range(number)]
-    if number > 1 and not coarsest:
+    weights = [0.5**i for i in range(len(levels))]
+    if len(levels) > 1 and not coarsest:
         weights[-1] = 0.0
-    return [weight / sum(weights) for weight in weights]
+    total = levels[0].new_zeros((), dtype=torch.float32)
+    for logits, weight in zip(levels, weights, strict=True):
+        if not weight:  # every parameter gets a gradient: data-parallel training waits for them
+            total = total + 0.0 * logits.float().sum()
+            continue
+        size = logits.shape[2:]
+        same = label.shape[2:] == size
+        target = label if same else F.interpolate(label.float(), size, mode="nearest-exact").to(label.dtype)
+        total = total + weight / sum(weights) * loss(logits.float(), target)
+    return total

@@ -7,7 +7,8 @@ from ..scan import scan_tables
 from .gate import PathGate
 from .local_mamba import LocalMamba
 from .mamba import DepthwiseConv1d, Mamba, auto_rank
-from .path_mamba import PathMamba
+from .paired_mamba import SiameseMamba, TwinMamba
+from .path_mamba import PathMamba, TriOrientatedMamba
 from .rope import rotary_tables, rotate
 from .ss2d import SS2D, CascadeSS2D, one_way, two_way
 from .ssm import SelectiveSSM
@@ -27,6 +28,9 @@ __all__ = [
     "PathGate",
     "PathMamba",
     "SelectiveSSM",
+    "SiameseMamba",
+    "TriOrientatedMamba",
+    "TwinMamba",
     "auto_rank",
     "one_way",
     "rotary_tables",

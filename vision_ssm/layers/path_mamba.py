@@ -7,11 +7,11 @@ import torch
 import torch.nn as nn
 
 from ..ops import causal_conv1d
-from ..scan import ScanPath, path_text, scan_tables
+from ..scan import ScanPath, column, path_text, row, scan_tables
 from .mamba import DepthwiseConv1d, auto_rank
 from .ssm import SelectiveSSM
 
-__all__ = ["PathMamba"]
+__all__ = ["PathMamba", "TriOrientatedMamba"]
 
 
 class PathMamba(nn.Module):
@@ -19,9 +19,6 @@ class PathMamba(nn.Module):
 
     Input and output projections are shared. The causal convolution runs along each path, so the tokens that a path
     scans are a sequence of its own; the outputs are written back to the grid and summed, and gated there.
-
-    With the paths row, row reversed and column over a grid of (slices, voxels of a slice) it is SegMamba's
-    tri-orientated Mamba (arXiv 2401.13560) and, with `scale` 1/3, Vivim's (arXiv 2401.14168).
 
     Args:
         dim: width of the tokens.
@@ -58,3 +55,25 @@ class PathMamba(nn.Module):
         u = causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, read)
         y = self.ssm(u, scan_tables(self.scan_paths, grid, x, True), z, x.shape[1]).squeeze(1)
         return nn.functional.linear(y, self.out_proj.weight * self.scale)
+
+
+class TriOrientatedMamba(PathMamba):
+    """Mamba forward, backward and across slices; the three outputs are summed.
+
+    The third scan cuts the sequence into `slices` pieces and takes one token of each in turn. Source: SegMamba (arXiv
+    2401.13560, section 2.2); Vivim's (arXiv 2401.14168) has the scale 1/3.
+
+    Args:
+        dim: width of the tokens.
+        slices: pieces; the number of tokens is a multiple of it.
+        scale: of the sum.
+    """
+
+    def __init__(self, dim: int, slices: int, scale: float = 1.0, **kwargs):
+        super().__init__(dim, (row(), row().reversed(), column()), scale=scale, **kwargs)
+        self.slices = slices
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] % self.slices:
+            raise ValueError(f"a map of {x.shape[1]} tokens cannot be cut into {self.slices} equal pieces")
+        return super().forward(x, [self.slices, x.shape[1] // self.slices])

@@ -23,6 +23,7 @@ _FAMILIES = (
 _registry.register(__name__, _FAMILIES)
 
 from ._base import DenseNetwork  # noqa: E402 - after the registration, which names what is taken
+from ._tokens import TokenMixer  # noqa: E402
 from ._vss import load_encoder  # noqa: E402
 from .lightm_unet import LightMUNet  # noqa: E402
 from .lma_unet import LMaUNet  # noqa: E402
@@ -53,6 +54,7 @@ __all__ = [
     "SwinUMamba",
     "SwinUMambaD",
     "SwinUNet",
+    "TokenMixer",
     "UMamba",
     "UMambaV1",
     "UNet",

@@ -7,7 +7,7 @@ import torch.nn as nn
 
 from ..models._base import Network, build, pretrained_cfg, recomputed
 
-__all__ = ["DenseNetwork", "SupervisedDecoder", "check_dims", "check_sides", "create", "network_cfg"]
+__all__ = ["DenseNetwork", "SupervisedDecoder", "create", "drop_heads", "network_cfg", "run"]
 
 
 class DenseNetwork(Network):
@@ -16,14 +16,27 @@ class DenseNetwork(Network):
     Attributes:
         in_chans, num_classes: channels of the input and of the output.
         dims: 2 for images, (batch, channels, height, width); 3 for volumes, (batch, channels, depth, height, width).
+        multiples: what each side of an input is a multiple of.
         grad_checkpointing: recompute activations in the backward pass.
     """
 
     in_chans: int
     num_classes: int
     dims: int
+    multiples: Sequence[int]
     num_features = 0  # of a pooled feature vector, which timm asks for; there is none
     grad_checkpointing = False
+
+    def check_input(self, x: torch.Tensor) -> None:
+        """Raise ValueError unless `x` is a batch of images (volumes) with the network's channels and sides."""
+        axes = "height, width" if self.dims == 2 else "depth, height, width"
+        if x.dim() != self.dims + 2 or x.shape[1] != self.in_chans:
+            raise ValueError(f"input of shape {tuple(x.shape)}: expected (batch, {self.in_chans}, {axes})")
+        sides = tuple(x.shape[2:])
+        if any(side % multiple or side == 0 for side, multiple in zip(sides, self.multiples, strict=True)):
+            raise ValueError(
+                f"input of {sides}: expected multiples of {tuple(self.multiples)}; pad it, or use sliding windows"
+            )
 
     def nominal_sides(self) -> tuple[int, ...] | None:
         """Sides of an input that suits the arguments of the network; None if its family's usual ones do."""
@@ -54,6 +67,14 @@ class SupervisedDecoder(nn.Module):
     heads: nn.ModuleList
     _deep_supervision: bool
 
+    def make_heads(self, widths: Sequence[int], make: Callable[[int], nn.Module], deep_supervision: bool) -> None:
+        """Heads for maps of these widths, each made by `make`; without deep supervision the last one alone."""
+        last = len(widths) - 1
+        self.heads = nn.ModuleList(
+            make(width) if deep_supervision or level == last else nn.Identity() for level, width in enumerate(widths)
+        )
+        self._deep_supervision = deep_supervision
+
     @property
     def deep_supervision(self) -> bool:
         """Whether the logits of every level are returned."""
@@ -77,23 +98,6 @@ def run(module: nn.Module, grad_checkpointing: bool, *inputs: torch.Tensor) -> t
     return recomputed(module, *inputs) if grad_checkpointing and torch.is_grad_enabled() else module(*inputs)
 
 
-def check_dims(x: torch.Tensor, model: DenseNetwork) -> None:
-    """Raise ValueError unless `x` is a batch of images (volumes) with the model's channels."""
-    axes = "height, width" if model.dims == 2 else "depth, height, width"
-    if x.dim() != model.dims + 2 or x.shape[1] != model.in_chans:
-        raise ValueError(f"input of shape {tuple(x.shape)}: expected (batch, {model.in_chans}, {axes})")
-
-
-def check_sides(x: torch.Tensor, multiples: Sequence[int]) -> None:
-    """Raise ValueError unless each side of the image (volume) is a multiple of the given number."""
-    sides = x.shape[2:]
-    for side, multiple in zip(sides, multiples, strict=True):
-        if side % multiple or side == 0:
-            raise ValueError(
-                f"input of {tuple(sides)}: expected multiples of {tuple(multiples)}; pad it, or use sliding windows"
-            )
-
-
 def network_cfg(facts: dict, **kwargs) -> dict:
     """A timm config from a network's facts. Volumes have no `input_size`, which timm knows for images alone."""
     return pretrained_cfg(facts, **(dict(input_size=None, crop_pct=None, interpolation="") | kwargs))
@@ -115,8 +119,6 @@ def create(model_cls: type[DenseNetwork], name: str, pretrained: bool, filter_fn
         kwargs["pretrained_cfg"] = {**given, "input_size": None}
     model = build(model_cls, name, pretrained, {}, filter_fn, **kwargs)
     usual = model.pretrained_cfg.get("input_size", (0, *[96] * model.dims))[1:]
-    model.pretrained_cfg["input_size"] = (
-        model.in_chans,
-        *(model.nominal_sides() or usual),
-    )  # timm writes it to the Hub
+    sides = model.nominal_sides() or usual
+    model.pretrained_cfg["input_size"] = (model.in_chans, *sides)  # timm writes it to the Hub
     return model

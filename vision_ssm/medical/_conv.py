@@ -111,10 +111,12 @@ class ResidualBlock(nn.Module):
         strided = (stride if isinstance(stride, int) else max(stride)) > 1
         self.skip = _skip(layers, in_chans, out_chans, stride, strided, skip)
 
+    def branch(self, x: torch.Tensor) -> torch.Tensor:
+        """What is added to the skip."""
+        return self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.act(self.norm1(self.conv1(x)))
-        y = self.norm2(self.conv2(y))
-        return self.act(y + self.skip(x))
+        return self.act(self.branch(x) + self.skip(x))
 
 
 def _skip(layers: ConvLayers, in_chans: int, out_chans: int, stride: Size, strided: bool, kind: str) -> nn.Module:

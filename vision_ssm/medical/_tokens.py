@@ -40,7 +40,8 @@ class TokenMixer(nn.Module):
         mixer: (batch, length, dim) to the same.
         residual: add the input.
         sequence: what the scan runs over: the "positions", or the "channels" (U-Mamba's small maps).
-        full_precision: leave autocast, as U-Mamba and its followers do: float16 overflows here in training.
+
+    It leaves autocast, as U-Mamba and its followers do.
     """
 
     def __init__(
@@ -49,17 +50,16 @@ class TokenMixer(nn.Module):
         mixer: nn.Module,
         residual: bool = False,
         sequence: Literal["positions", "channels"] = "positions",
-        full_precision: bool = True,
         device=None,
         dtype=None,
     ):
         super().__init__()
         self.norm = nn.LayerNorm(dim, device=device, dtype=dtype)
         self.mixer = mixer
-        self.residual, self.sequence, self.full_precision = residual, sequence, full_precision
+        self.residual, self.sequence = residual, sequence
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return in_full_precision(self._mix, x) if self.full_precision else self._mix(x)
+        return in_full_precision(self._mix, x)
 
     def _mix(self, x: torch.Tensor) -> torch.Tensor:
         if self.sequence == "channels":

@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from ..checkpoints import rename
-from ._base import DenseNetwork, SupervisedDecoder, check_dims, check_sides, drop_heads, run
+from ._base import DenseNetwork, SupervisedDecoder, drop_heads, run
 from ._conv import ConvLayers, ResidualBlock, Size
-from .plans import axes
+from .plans import Plan
 
-__all__ = ["Decoder", "MixerUNet", "completed_plan", "plain_blocks", "resnet_d_blocks", "unet_names"]
+__all__ = ["Decoder", "MixerUNet", "plain_blocks", "resnet_d_blocks", "unet_names"]
 
 Blocks = Callable[..., nn.Sequential]
 
@@ -54,30 +55,25 @@ class Decoder(SupervisedDecoder):
     def __init__(
         self,
         layers: ConvLayers,
+        plan: Plan,
         num_classes: int,
-        features: Sequence[int],
-        kernels: Sequence[Size],
-        strides: Sequence[Sequence[int]],
-        depths: Sequence[int],
         blocks: Blocks,
         transposed: bool,
         last_skip: bool,
         deep_supervision: bool,
     ):
         super().__init__()
+        features = plan.features
         levels = range(len(features) - 2, -1, -1)  # deepest first
         up = layers.up_conv if transposed else lambda *sizes: _Nearest(layers, *sizes)
-        self.ups = nn.ModuleList(up(features[i + 1], features[i], strides[i + 1]) for i in levels)
+        self.ups = nn.ModuleList(up(features[i + 1], features[i], plan.strides[i + 1]) for i in levels)
         self.joins = [bool(i) or last_skip for i in levels]
         self.stages = nn.ModuleList(
-            blocks(layers, features[i] * (1 + join), features[i], kernels[i], 1, depth)
-            for i, join, depth in zip(levels, self.joins, depths, strict=True)
+            blocks(layers, features[i] * (1 + join), features[i], plan.kernels[i], 1, depth)
+            for i, join, depth in zip(levels, self.joins, plan.decoder_depths, strict=True)
         )
-        self.heads = nn.ModuleList(
-            layers.conv(features[i], num_classes, 1, bias=True) if deep_supervision or i == 0 else nn.Identity()
-            for i in levels
-        )
-        self._deep_supervision = deep_supervision
+        head = partial(layers.conv, out_chans=num_classes, kernel=1, bias=True)
+        self.make_heads([features[i] for i in levels], head, deep_supervision)
 
     def forward(self, skips: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
         x, logits = skips[-1], []
@@ -99,58 +95,55 @@ class MixerUNet(DenseNetwork):
         stem: image (volume) to the features of the first stage, at full resolution.
         blocks: makes the blocks of a stage (`plain_blocks`, `resnet_d_blocks`).
         layers: style of the convolutions.
+        plan: sizes of the stages.
         mixers: one a stage; `nn.Identity()` for none.
-        features, kernels, strides: of each stage; the first stride is 1. Strides and kernels may be one number or one
-            for each axis.
-        depths: blocks of each stage.
-        decoder_depths: blocks of each decoder stage, deepest first.
         transposed: upsample by transposed convolution, not by nearest neighbours and a 1x1 convolution.
         last_skip: join the first stage's output at full resolution.
         deep_supervision: return the logits of every level, full resolution first.
 
     Shapes: (batch, in_chans, *sides) to (batch, num_classes, *sides), or the list of them; each side is a multiple of
     the product of its strides.
+
+    Attributes:
+        zero_last_norms: blocks start as their skips.
     """
 
     heads = ("decoder.heads.",)
-    grad_checkpointing = False
+    zero_last_norms = False
 
     def __init__(
         self,
         stem: nn.Module,
         blocks: Blocks,
         layers: ConvLayers,
+        plan: Plan,
         mixers: Sequence[nn.Module],
         in_chans: int,
         num_classes: int,
-        features: Sequence[int],
-        kernels: Sequence[Size],
-        strides: Sequence[Sequence[int]],
-        depths: Sequence[int],
-        decoder_depths: Sequence[int],
         transposed: bool,
         last_skip: bool,
         deep_supervision: bool,
     ):
         super().__init__()
-        self.in_chans, self.num_classes, self.dims = in_chans, num_classes, layers.dims
-        self.multiples = [1] * self.dims
-        for stride in strides:
-            self.multiples = [total * step for total, step in zip(self.multiples, stride)]
+        self.in_chans, self.num_classes = in_chans, num_classes
+        self.dims, self.multiples = plan.dims, plan.multiples
         self.stem = stem
-        widths = [features[0], *features]
+        widths = [plan.features[0], *plan.features]
         self.stages = nn.ModuleList(
-            blocks(layers, *sizes) for sizes in zip(widths, features, kernels, strides, depths, strict=False)
+            blocks(layers, *sizes) for sizes in zip(widths, plan.features, plan.kernels, plan.strides, plan.depths)
         )
         self.mixers = nn.ModuleList(mixers)
-        self.decoder = Decoder(
-            layers, num_classes, features, kernels, strides, decoder_depths, blocks, transposed, last_skip,
-            deep_supervision,
-        )  # fmt: skip
+        self.decoder = Decoder(layers, plan, num_classes, blocks, transposed, last_skip, deep_supervision)
 
     def nominal_sides(self) -> tuple[int, ...]:
         """Sides of an input that the strides divide, 96 or a little more."""
         return tuple(math.ceil(96 / multiple) * multiple for multiple in self.multiples)
+
+    def _init_layer(self, module: nn.Module, name: str) -> None:
+        super()._init_layer(module, name)
+        if self.zero_last_norms and isinstance(module, ResidualBlock):
+            nn.init.zeros_(module.norm2.weight)
+            nn.init.zeros_(module.norm2.bias)
 
     def get_classifier(self) -> nn.Module:
         """The head at full resolution."""
@@ -166,34 +159,8 @@ class MixerUNet(DenseNetwork):
         return outputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        check_dims(x, self)
-        check_sides(x, self.multiples)
+        self.check_input(x)
         return self.decoder(self.encode(x))
-
-
-def completed_plan(dims, features, kernels, strides, depths, decoder_depths):
-    """(kernels, strides, depths, decoder_depths) with an entry a stage: 3, 2 and two blocks where nothing is given.
-
-    Raises:
-        ValueError: a list has another length, or an entry another number of axes.
-    """
-    stages = len(features)
-    kernels = axes(kernels or [3] * stages, dims)
-    strides = axes(strides or [1] + [2] * (stages - 1), dims)
-    depths, decoder_depths = tuple(depths or [2] * stages), tuple(decoder_depths or [2] * (stages - 1))
-    for name, values, count in (
-        ("kernels", kernels, stages),
-        ("strides", strides, stages),
-        ("depths", depths, stages),
-        ("decoder_depths", decoder_depths, stages - 1),
-    ):
-        if len(values) != count:
-            raise ValueError(f"`{name}` has {len(values)} entries: expected {count}, for {stages} stages")
-        if any(not isinstance(value, int) and len(value) != dims for value in values):
-            raise ValueError(f"`{name}` is {values}: expected {dims} numbers in each entry")
-    if max(strides[0]) != 1:
-        raise ValueError(f"the first stride is {strides[0]}: expected 1, for the stage at full resolution")
-    return kernels, strides, depths, decoder_depths
 
 
 _NAMES = [

@@ -5,6 +5,7 @@ Maps are (batch, height, width, channels) between the blocks. The names of the e
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from ..checkpoints import VSS_NAMES, check_state_dict, converting, fit_shapes, r
 from ..layers import SS2D
 from ..models import vmamba
 from ..models.vmamba import PatchMerging, VSSBlock, patch_stem
-from ._base import DenseNetwork, SupervisedDecoder, check_dims, check_sides, run
+from ._base import DenseNetwork, SupervisedDecoder, run
 
 __all__ = [
     "BlockStage", "ExpandDecoder", "PatchExpand", "VSSEncoder", "VSSNetwork", "load_encoder", "vss_blocks", "vss_names",
@@ -139,12 +140,8 @@ class ExpandDecoder(SupervisedDecoder):
         self.joins = nn.ModuleList(nn.Linear(2 * width, width, **dd) for width in widths)
         self.stages = nn.ModuleList(BlockStage(stage) for stage in blocks)
         self.norm = nn.LayerNorm(dim, **dd) if norm else nn.Identity()
-        self.heads = nn.ModuleList(
-            nn.Conv2d(width, num_classes, 1, bias=head_bias, **dd) if deep_supervision else nn.Identity()
-            for width in widths
-        )
-        self.heads.append(nn.Conv2d(dim, num_classes, 1, bias=head_bias, **dd))
-        self._deep_supervision = deep_supervision
+        head = partial(nn.Conv2d, out_channels=num_classes, kernel_size=1, bias=head_bias, **dd)
+        self.make_heads([*widths, dim], head, deep_supervision)
 
     def forward(self, x: torch.Tensor, skips: Sequence[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
         logits = []
@@ -161,14 +158,12 @@ class VSSNetwork(DenseNetwork):
     """Base of 2D networks with a `VSSEncoder` named `encoder`.
 
     Attributes:
-        multiple: each side of an image is a multiple of it.
         mirrored: index of the encoder's stage that has the width of the decoder's first; from there a VMamba's blocks
             also start the decoder's. None: they start the encoder alone.
         first_blocks: a VMamba may have more blocks than the encoder; the first ones of each stage are taken.
     """
 
     dims = 2
-    multiple = 32
     mirrored: int | None = None
     first_blocks = True
 
@@ -182,8 +177,7 @@ class VSSNetwork(DenseNetwork):
         """The checked input; a grey image is repeated for a network of three channels, as the references do."""
         if x.dim() == 4 and x.shape[1] == 1 and self.in_chans == 3:
             x = x.expand(-1, 3, -1, -1)
-        check_dims(x, self)
-        check_sides(x, (self.multiple, self.multiple))
+        self.check_input(x)
         return x
 
     def vmamba_names(self) -> dict[str, str]:

@@ -18,7 +18,7 @@ from timm.models import generate_default_cfgs, register_model
 from ..cards import facts
 from ..checkpoints import mamba_parameters, rename, stack_paths, unwrap
 from ..layers import Mamba
-from ._base import DenseNetwork, check_dims, check_sides, create, network_cfg, run
+from ._base import DenseNetwork, create, network_cfg, run
 from ._conv import ConvLayers
 from ._tokens import as_map, as_tokens, in_full_precision
 
@@ -167,7 +167,7 @@ class LightMUNet(DenseNetwork):
             raise ValueError(f"`decoder_depths` has {len(decoder_depths)} entries: expected {len(depths) - 1}")
         layers = ConvLayers(dims, bias=False, device=device, dtype=dtype)
         self.in_chans, self.num_classes, self.dims = in_chans, num_classes, dims
-        self.multiple = 2 ** (len(depths) - 1)
+        self.multiples = [2 ** (len(depths) - 1)] * dims
         widths = [features * 2**i for i in range(len(depths))]
         self.stem = _separable(layers, in_chans, features)
         self.stages = nn.ModuleList(
@@ -185,8 +185,7 @@ class LightMUNet(DenseNetwork):
         return self.head
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        check_dims(x, self)
-        check_sides(x, [self.multiple] * self.dims)
+        self.check_input(x)
         x = self.stem(x)
         skips = []
         for stage in self.stages:

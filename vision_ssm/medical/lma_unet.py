@@ -16,39 +16,14 @@ from timm.models import generate_default_cfgs, register_model
 
 from ..cards import facts
 from ..checkpoints import mamba_parameters, rename, stack_paths, unwrap
-from ..layers import DepthwiseConv1d, SelectiveSSM, auto_rank
-from ..ops import causal_conv1d
-from ..scan import bidirectional, path_text, scan_tables
+from ..layers import TwinMamba
 from ._base import create, drop_heads, network_cfg
-from ._conv import ConvLayers, ResidualBlock, Size
+from ._conv import ConvLayers, Size
 from ._tokens import TokenMixer
-from ._unet import MixerUNet, completed_plan, resnet_d_blocks, unet_names
-from .plans import with_plan
+from ._unet import MixerUNet, resnet_d_blocks, unet_names
+from .plans import ABDOMEN_2D, ABDOMEN_3D, Plan, with_plan
 
 __all__ = ["LMaUNet"]
-
-
-class TwinMamba(nn.Module):
-    """Two Mamba mixers, one from each end, each with its own input projection and gate; one output projection.
-
-    (batch, length, dim) to the same.
-    """
-
-    def __init__(self, dim: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, device=None, dtype=None):
-        super().__init__()
-        dd = {"device": device, "dtype": dtype}
-        channels = expand * dim
-        self.in_proj = nn.Linear(dim, 4 * channels, bias=False, **dd)
-        self.conv1d = DepthwiseConv1d(channels, d_conv, 2, **dd)
-        self.ssm = SelectiveSSM(channels, d_state, auto_rank(dim), 2, **dd)
-        self.out_proj = nn.Linear(channels, dim, bias=False, **dd)
-        self.scan_paths = path_text(bidirectional())
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        u, z = self.in_proj(x).unflatten(2, (2, 2, -1)).permute(3, 0, 2, 1, 4)  # each (batch, 2, length, channels)
-        u = causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, None, [False, True])
-        y = self.ssm(u, scan_tables(self.scan_paths, [x.shape[1]], x), z, merge=False)
-        return self.out_proj(y.sum(1))
 
 
 class PixelMixer(TokenMixer):
@@ -104,6 +79,8 @@ class LMaUNet(MixerUNet):
         features, kernels, strides, depths, decoder_depths, deep_supervision: as in `UMambaV1`.
     """
 
+    zero_last_norms = True
+
     def __init__(
         self,
         dims: int = 3,
@@ -124,9 +101,7 @@ class LMaUNet(MixerUNet):
         if len(window) != dims:
             raise ValueError(f"`window` is {window}: expected {dims} numbers")
         layers = ConvLayers(dims, **dd)
-        kernels, strides, depths, decoder_depths = completed_plan(
-            dims, features, kernels, strides, depths, decoder_depths
-        )
+        plan = Plan.complete(dims, features, kernels, strides, depths, decoder_depths)
         stages = len(features)
         factors = [2 ** ((stages - i + 1) // 2 - 1) for i in range(stages)]
         mixers = [
@@ -134,17 +109,10 @@ class LMaUNet(MixerUNet):
             for width, factor in zip(features, factors)
         ]
         super().__init__(
-            layers.conv_norm_act(in_chans, features[0], kernels[0]), resnet_d_blocks, layers, mixers,
-            in_chans, num_classes, features, kernels, strides, depths, decoder_depths, transposed=True,
-            last_skip=True, deep_supervision=deep_supervision,
+            layers.conv_norm_act(in_chans, features[0], plan.kernels[0]), resnet_d_blocks, layers, plan, mixers,
+            in_chans, num_classes, transposed=True, last_skip=True, deep_supervision=deep_supervision,
         )  # fmt: skip
         self.init_weights(needs_reset=False)
-
-    def _init_layer(self, module: nn.Module, name: str) -> None:
-        super()._init_layer(module, name)
-        if isinstance(module, ResidualBlock):  # a block starts as its skip
-            nn.init.zeros_(module.norm2.weight)
-            nn.init.zeros_(module.norm2.bias)
 
 
 _MIXERS = [
@@ -168,16 +136,9 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     return out
 
 
-_PLAN_2D = dict(dims=2, features=(32, 64, 128, 256, 512, 512, 512))
-_PLAN_3D = dict(
-    dims=3,
-    features=(32, 64, 128, 256, 320, 320),
-    kernels=((1, 3, 3), 3, 3, 3, 3, 3),
-    strides=(1, (1, 2, 2), 2, 2, 2, (1, 2, 2)),
-)
 _VARIANTS = {
-    "lma_unet_2d": _PLAN_2D,
-    "lma_unet_3d": _PLAN_3D,
+    "lma_unet_2d": ABDOMEN_2D,
+    "lma_unet_3d": ABDOMEN_3D,
     "lma_unet_2d_test": dict(dims=2, features=(8, 16, 32), window=(4, 4)),
     "lma_unet_3d_test": dict(dims=3, features=(8, 16, 32), window=(2, 2, 2)),
 }

@@ -19,7 +19,7 @@ from ..cards import facts
 from ..checkpoints import mamba_parameters, rename, stack_paths, unwrap
 from ..layers import PathMamba
 from ..scan import Axes
-from ._base import DenseNetwork, check_dims, create, network_cfg, run
+from ._base import DenseNetwork, create, network_cfg, run
 from ._conv import ConvLayers, ResidualBlock, UpBlock
 from ._tokens import as_tokens, in_full_precision
 
@@ -75,6 +75,7 @@ class MambaND(DenseNetwork):
     """
 
     dims = 3
+    multiples = (_PATCH,) * 3
     heads = ("head.",)
 
     def __init__(
@@ -134,7 +135,7 @@ class MambaND(DenseNetwork):
         return maps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        check_dims(x, self)
+        self.check_input(x)
         if tuple(x.shape[2:]) != self.input_size:
             raise ValueError(
                 f"input of {tuple(x.shape[2:])}: expected {self.input_size}, the size that the positions are for; use "

@@ -43,7 +43,7 @@ class ExpandUNet(VSSNetwork):
     ):
         super().__init__()
         self.in_chans, self.num_classes = in_chans, num_classes
-        self.multiple, self.mirrored = 2 ** (len(blocks) + 1), len(blocks) - 2
+        self.multiples, self.mirrored = [2 ** (len(blocks) + 1)] * 2, len(blocks) - 2
         self.encoder = VSSEncoder(blocks, dim, in_chans, norm=True, **dd)
         self.decoder = ExpandDecoder(decoder_blocks, dim, num_classes, norm=True, head_bias=False, **dd)
         self.init_weights(needs_reset=False)

@@ -20,43 +20,12 @@ from timm.models import generate_default_cfgs, register_model
 
 from ..cards import facts
 from ..checkpoints import mamba_parameters, rename, stack_paths, unwrap
-from ..layers import Mamba
-from ..ops import causal_conv1d
-from ..scan import path_text, row, scan_tables
-from ._base import DenseNetwork, check_dims, check_sides, create, network_cfg, run
+from ..layers import Mamba, SiameseMamba
+from ._base import DenseNetwork, create, network_cfg, run
 from ._conv import ConvLayers, ResidualBlock
 from ._tokens import TokenMixer, as_map, as_tokens, in_full_precision
 
-__all__ = ["NnMambaClassifier", "NnMambaLandmark", "NnMambaSeg", "SiameseMamba"]
-
-_BACKWARD = path_text([row().reversed()])
-
-
-class SiameseMamba(Mamba):
-    """One causal Mamba over tokens and channels in both orders, (batch, length, dim) to the same.
-
-    The paper's channel-spatial siamese block. With M the Mamba mixer, T the reversal of the tokens and C that of the
-    channels:
-
-        y = (M(x) + T M(T x) + C M(C x) + C T M(T C x)) / 4
-
-    Args:
-        dim: width of the tokens.
-        d_state: as in Mamba.
-    """
-
-    def __init__(self, dim: int, d_state: int = 16, device=None, dtype=None):
-        super().__init__(dim, d_state, device=device, dtype=dtype)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.cat([x, x.flip(2)])
-        u, z = self.in_proj(x).unsqueeze(1).chunk(2, dim=-1)
-        # The way back needs no reversed copy: the convolution is mirrored and the scan reads its steps from the end.
-        tables = scan_tables(_BACKWARD, [x.shape[1]], x)
-        y = self.ssm(causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, None, [False]), None, z)
-        y = y + self.ssm(causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, None, [True]), tables, z)
-        y = F.linear(y.squeeze(1), self.out_proj.weight * 0.25).unflatten(0, (2, -1))
-        return y[0] + y[1].flip(2)
+__all__ = ["NnMambaClassifier", "NnMambaLandmark", "NnMambaSeg"]
 
 
 class MixerLayer(nn.Module):
@@ -80,8 +49,7 @@ class _Block(ResidualBlock):
     """Residual block whose skip may have a mixer added to it."""
 
     def forward(self, x: torch.Tensor, mixer: nn.Module | None = None) -> torch.Tensor:
-        y = self.act(self.norm1(self.conv1(x)))
-        y = self.norm2(self.conv2(y)) + self.skip(x)
+        y = self.branch(x) + self.skip(x)
         return self.act(y if mixer is None else y + mixer(x))
 
 
@@ -157,7 +125,7 @@ class _NnMamba(DenseNetwork):
     """
 
     dims = 3
-    grad_checkpointing = False
+    multiples = (16, 16, 16)
 
     def __init__(
         self, in_chans: int, num_classes: int, channels: int, blocks: int, mixers: Sequence[nn.Module] = (), **dd
@@ -209,8 +177,7 @@ class NnMambaSeg(_NnMamba):
         self.init_weights(needs_reset=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        check_dims(x, self)
-        check_sides(x, (16, 16, 16))
+        self.check_input(x)
         x = run(self.stem, self.grad_checkpointing, x)
         skips = []
         for gate, stage in zip(self.gates, self.stages):
@@ -246,8 +213,7 @@ class NnMambaLandmark(_NnMamba):
         self.init_weights(needs_reset=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        check_dims(x, self)
-        check_sides(x, (16, 16, 16))
+        self.check_input(x)
         x = run(self.stem, self.grad_checkpointing, x)
         skips = [x]  # without the mixer
         x = run(self.stem_mixer, self.grad_checkpointing, x)
@@ -271,6 +237,7 @@ class NnMambaClassifier(_NnMamba):
     """
 
     heads = ("head.3.",)
+    multiples = (1, 1, 1)
 
     def __init__(
         self,
@@ -299,7 +266,7 @@ class NnMambaClassifier(_NnMamba):
         return self.head[3]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        check_dims(x, self)
+        self.check_input(x)
         x = run(self.stem, self.grad_checkpointing, x)
         x = x + run(self.stem_mixer, self.grad_checkpointing, x)
         means = []

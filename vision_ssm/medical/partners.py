@@ -17,7 +17,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 
 from ..cards import facts
 from ..checkpoints import rename, unwrap
-from ._base import DenseNetwork, check_dims, check_sides, create, network_cfg, run
+from ._base import DenseNetwork, create, network_cfg, run
 from ._conv import ConvLayers
 from ._vss import drop_path_rates
 from .mamba_unet import ExpandUNet, expand_unet_names
@@ -61,7 +61,6 @@ class UNet(DenseNetwork):
     """
 
     dims = 2
-    grad_checkpointing = False
 
     def __init__(
         self,
@@ -77,7 +76,7 @@ class UNet(DenseNetwork):
             raise ValueError(f"`drops` has {len(drops)} entries: expected {len(features)}, as `features`")
         layers = ConvLayers(2, "batch", device=device, dtype=dtype)
         self.in_chans, self.num_classes = in_chans, num_classes
-        self.multiple = 2 ** (len(features) - 1)
+        self.multiples = [2 ** (len(features) - 1)] * 2
         self.stages = nn.ModuleList(
             _convs(layers, *sizes) for sizes in zip([in_chans, *features[:-1]], features, drops)
         )
@@ -92,8 +91,7 @@ class UNet(DenseNetwork):
         return self.head
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        check_dims(x, self)
-        check_sides(x, (self.multiple, self.multiple))
+        self.check_input(x)
         maps = []
         for i, stage in enumerate(self.stages):
             x = run(stage, self.grad_checkpointing, F.max_pool2d(x, 2) if i else x)

@@ -17,34 +17,12 @@ from timm.models import generate_default_cfgs, register_model
 
 from ..cards import facts
 from ..checkpoints import mamba_parameters, rename, stack_paths, unwrap
-from ..layers import PathMamba
-from ..scan import column, row
-from ._base import DenseNetwork, check_dims, check_sides, create, network_cfg, run
+from ..layers import TriOrientatedMamba
+from ._base import DenseNetwork, create, network_cfg, run
 from ._conv import ConvLayers, ResidualBlock, UpBlock
 from ._tokens import TokenMixer
 
-__all__ = ["SegMamba", "TriOrientatedMamba"]
-
-
-class TriOrientatedMamba(PathMamba):
-    """Mamba forward, backward and across slices; the three outputs are summed (section 2.2 of the paper).
-
-    The third scan cuts the sequence into `slices` pieces and takes one token of each in turn.
-
-    Args:
-        dim: width of the tokens.
-        slices: pieces; the number of tokens is a multiple of it.
-        scale: of the sum.
-    """
-
-    def __init__(self, dim: int, slices: int, scale: float = 1.0, **kwargs):
-        super().__init__(dim, (row(), row().reversed(), column()), scale=scale, **kwargs)
-        self.slices = slices
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.shape[1] % self.slices:
-            raise ValueError(f"a map of {x.shape[1]} tokens cannot be cut into {self.slices} equal pieces")
-        return super().forward(x, [self.slices, x.shape[1] // self.slices])
+__all__ = ["SegMamba"]
 
 
 class _GatedSpatialConv(nn.Module):
@@ -76,6 +54,7 @@ class SegMamba(DenseNetwork):
 
     heads = ("head.",)
     dims = 3
+    multiples = (16, 16, 16)
 
     def __init__(
         self,
@@ -135,8 +114,7 @@ class SegMamba(DenseNetwork):
         return maps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        check_dims(x, self)
-        check_sides(x, [16] * 3)
+        self.check_input(x)
         skips = [run(skip, self.grad_checkpointing, y) for skip, y in zip(self.skips, [x, *self.encode(x)])]
         x = skips.pop()
         for up in self.ups:

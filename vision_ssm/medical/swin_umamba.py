@@ -8,6 +8,7 @@ whose input differs, but for the bias of its norm; D takes the whole for images 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -37,12 +38,8 @@ class _ConvDecoder(SupervisedDecoder):
         widths = [features[-1], *features[::-1]]
         self.ups = nn.ModuleList(UpBlock(layers, *sizes) for sizes in pairwise(widths))
         self.last = ResidualBlock(layers, features[0], features[0])
-        heads = [*widths[2:-1], features[0]]
-        self.heads = nn.ModuleList(
-            layers.conv(width, num_classes, 1, bias=True) if deep_supervision or i == len(heads) - 1 else nn.Identity()
-            for i, width in enumerate(heads)
-        )
-        self._deep_supervision = deep_supervision
+        head = partial(layers.conv, out_chans=num_classes, kernel=1, bias=True)
+        self.make_heads([*widths[2:-1], features[0]], head, deep_supervision)
 
     def forward(self, x: torch.Tensor, skips: Sequence[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
         maps = []
@@ -56,19 +53,10 @@ class _ConvDecoder(SupervisedDecoder):
 
 
 class _SwinUMambaBase(VSSNetwork):
-    """What both networks do alike: nnU-Net's switch and the classifier."""
+    """What both networks do alike."""
 
     heads = ("decoder.heads.",)
     first_blocks = False
-
-    @property
-    def deep_supervision(self) -> bool:
-        """The decoder's: whether the logits of every level are returned."""
-        return self.decoder.deep_supervision
-
-    @deep_supervision.setter
-    def deep_supervision(self, enable: bool) -> None:
-        self.decoder.deep_supervision = enable
 
     def get_classifier(self) -> nn.Module:
         """The head at full resolution."""
@@ -104,7 +92,7 @@ class SwinUMamba(_SwinUMambaBase):
         layers = ConvLayers(2, "instance_plain", bias=False, **dd)
         features = [dim * 2**i // 2 for i in range(len(depths) + 1)]  # from full resolution to the last but one stage
         self.in_chans, self.num_classes = in_chans, num_classes
-        self.multiple = 2 ** (len(depths) + 1)
+        self.multiples = [2 ** (len(depths) + 1)] * 2
         self.stem = nn.Sequential(
             nn.Conv2d(in_chans, features[0], 7, stride=2, padding=3, **dd),
             nn.InstanceNorm2d(features[0], affine=True, **dd),
@@ -157,7 +145,7 @@ class SwinUMambaD(_SwinUMambaBase):
         dd = {"device": device, "dtype": dtype}
         dims = [dim * 2**i for i in range(len(depths))]
         self.in_chans, self.num_classes = in_chans, num_classes
-        self.multiple = 2 ** (len(depths) + 1)
+        self.multiples = [2 ** (len(depths) + 1)] * 2
         decoder_rates = [rates[::-1] for rates in drop_path_rates(drop_path_rate, [2] * (len(depths) - 1))[::-1]]
         self.encoder = VSSEncoder(vss_blocks(dims, drop_path_rates(drop_path_rate, depths), **dd), dim, in_chans, **dd)
         decoder_blocks = vss_blocks(dims[-2::-1], decoder_rates, **dd)

@@ -10,6 +10,7 @@ on 2D abdominal MR, against 47.5 and 47.0 M).
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -20,22 +21,28 @@ from ..cards import facts
 from ..checkpoints import mamba_parameters, rename, stack_paths, unwrap
 from ..layers import Mamba
 from ._base import create, drop_heads, network_cfg
-from ._conv import ConvLayers, ResidualBlock, Size
+from ._conv import ConvLayers, Size
 from ._tokens import TokenMixer
-from ._unet import MixerUNet, completed_plan, plain_blocks, resnet_d_blocks, unet_names
-from .plans import with_plan
+from ._unet import MixerUNet, plain_blocks, resnet_d_blocks, unet_names
+from .plans import ABDOMEN_2D, ABDOMEN_3D, Plan, with_plan
 
 __all__ = ["UMamba", "UMambaV1"]
 
 
-def _halved(depths: Sequence[int], decoder_depths: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The depths with one block in the deeper half of the encoder and in the upper half of the decoder."""
-    stages = len(depths)
+def _halved(plan: Plan) -> Plan:
+    """The plan with one block in the stages of the encoder's deeper half and of the decoder's upper half."""
+    stages = len(plan.depths)
     first, first_decoder = math.ceil(stages / 2), math.ceil((stages - 1) / 2 + 0.5)
-    return (
-        [1 if i >= first else depth for i, depth in enumerate(depths)],
-        [1 if i >= first_decoder else depth for i, depth in enumerate(decoder_depths)],
+    return replace(
+        plan,
+        depths=tuple(1 if i >= first else depth for i, depth in enumerate(plan.depths)),
+        decoder_depths=tuple(1 if i >= first_decoder else depth for i, depth in enumerate(plan.decoder_depths)),
     )
+
+
+def _check_where(where: str) -> None:
+    if where not in ("bottleneck", "encoder"):
+        raise ValueError(f"`where` is {where!r}: expected 'bottleneck' or 'encoder'")
 
 
 class UMamba(MixerUNet):
@@ -73,29 +80,24 @@ class UMamba(MixerUNet):
         dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
+        _check_where(where)
         layers = ConvLayers(dims, **dd)
-        kernels, strides, depths, decoder_depths = completed_plan(
-            dims, features, kernels, strides, depths, decoder_depths
-        )
-        depths, decoder_depths = _halved(depths, decoder_depths)
-        stages = len(features)
+        plan = _halved(Plan.complete(dims, features, kernels, strides, depths, decoder_depths))
+        stem = plain_blocks(layers, in_chans, features[0], plan.kernels[0], 1, plan.depths[0])
         if where == "bottleneck":
-            mixers = [nn.Identity()] * (stages - 1) + [_mamba(features[-1], **dd)]
-        elif where == "encoder":
-            mixers = _encoder_mixers(dims, input_size, features, strides, channel_tokens, **dd)
+            mixers = _mixers(plan, where, **dd)
         else:
-            raise ValueError(f"`where` is {where!r}: expected 'bottleneck' or 'encoder'")
+            mixers = _sized_mixers(plan, input_size, channel_tokens, **dd)
         super().__init__(
-            plain_blocks(layers, in_chans, features[0], kernels[0], 1, depths[0]), plain_blocks, layers, mixers,
-            in_chans, num_classes, features, kernels, strides, depths, decoder_depths, transposed=False,
+            stem, plain_blocks, layers, plan, mixers, in_chans, num_classes, transposed=False,
             last_skip=dims == 3, deep_supervision=deep_supervision,
         )  # fmt: skip
-        self.input_size = tuple(input_size) if where == "encoder" else super().nominal_sides()
+        self.input_size = tuple(input_size) if where == "encoder" else None
         self.init_weights(needs_reset=False)
 
     def nominal_sides(self) -> tuple[int, ...]:
-        """Of the patch that the network is for."""
-        return self.input_size
+        """Of the patch that the network is for; Bot takes any that its strides divide."""
+        return self.input_size or super().nominal_sides()
 
 
 class UMambaV1(MixerUNet):
@@ -120,44 +122,37 @@ class UMambaV1(MixerUNet):
         device=None,
         dtype=None,
     ):
-        if where not in ("bottleneck", "encoder"):
-            raise ValueError(f"`where` is {where!r}: expected 'bottleneck' or 'encoder'")
         dd = {"device": device, "dtype": dtype}
+        _check_where(where)
         layers = ConvLayers(dims, **dd)
-        kernels, strides, depths, decoder_depths = completed_plan(
-            dims, features, kernels, strides, depths, decoder_depths
-        )
-        last = len(features) - 1
-        mixers = [
-            _mamba(width, **dd) if where == "encoder" or i == last else nn.Identity()
-            for i, width in enumerate(features)
-        ]
+        plan = Plan.complete(dims, features, kernels, strides, depths, decoder_depths)
+        stem = layers.conv_norm_act(in_chans, features[0], plan.kernels[0])
         super().__init__(
-            layers.conv_norm_act(in_chans, features[0], kernels[0]), resnet_d_blocks, layers, mixers,
-            in_chans, num_classes, features, kernels, strides, depths, decoder_depths, transposed=True,
+            stem, resnet_d_blocks, layers, plan, _mixers(plan, where, **dd), in_chans, num_classes, transposed=True,
             last_skip=True, deep_supervision=deep_supervision,
         )  # fmt: skip
         self.zero_last_norms = where == "encoder"
         self.init_weights(needs_reset=False)
-
-    def _init_layer(self, module: nn.Module, name: str) -> None:
-        super()._init_layer(module, name)
-        if self.zero_last_norms and isinstance(module, ResidualBlock):  # a block starts as its skip
-            nn.init.zeros_(module.norm2.weight)
-            nn.init.zeros_(module.norm2.bias)
 
 
 def _mamba(dim: int, sequence: Literal["positions", "channels"] = "positions", **dd) -> TokenMixer:
     return TokenMixer(dim, Mamba(dim, **dd), sequence=sequence, **dd)
 
 
-def _encoder_mixers(dims, input_size, features, strides, channel_tokens, **dd) -> list[nn.Module]:
-    if len(input_size) != dims:
-        raise ValueError(f"`input_size` is {tuple(input_size)}: expected {dims} numbers")
+def _mixers(plan: Plan, where: str, **dd) -> list[nn.Module]:
+    """A Mamba layer over positions after the last stage, or after each."""
+    *widths, last = plan.features
+    return [_mamba(width, **dd) if where == "encoder" else nn.Identity() for width in widths] + [_mamba(last, **dd)]
+
+
+def _sized_mixers(plan: Plan, input_size: Sequence[int], channel_tokens: bool, **dd) -> list[nn.Module]:
+    """Enc's layers for a patch of this size: over positions, or over channels where the map is small."""
+    if len(input_size) != plan.dims:
+        raise ValueError(f"`input_size` is {tuple(input_size)}: expected {plan.dims} numbers")
     mixers, sides = [], list(input_size)
-    for i, (width, stride) in enumerate(zip(features, strides)):
+    for i, (width, stride) in enumerate(zip(plan.features, plan.strides)):
         sides = [side // step for side, step in zip(sides, stride)]
-        if dims == 2 and (i + len(features)) % 2 == 0:
+        if plan.dims == 2 and (i + len(plan.features)) % 2 == 0:
             mixers.append(nn.Identity())
         elif channel_tokens and math.prod(sides) <= width:
             mixers.append(_mamba(math.prod(sides), "channels", **dd))
@@ -183,25 +178,17 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     return stack_paths(rename(unet_names(state_dict, model), mixers), mamba_parameters())
 
 
-# The plans of the paper: abdominal MR in 2D (320x320, 7 stages) and in 3D (48x160x224, 6 stages).
-_PLAN_2D = dict(dims=2, features=(32, 64, 128, 256, 512, 512, 512))
-_PLAN_3D = dict(
-    dims=3,
-    features=(32, 64, 128, 256, 320, 320),
-    kernels=((1, 3, 3), 3, 3, 3, 3, 3),
-    strides=(1, (1, 2, 2), 2, 2, 2, (1, 2, 2)),
-)
 _SMALL_2D = dict(dims=2, features=(8, 16, 32))
 _SMALL_3D = dict(dims=3, features=(8, 16, 32))
 _VARIANTS = {
-    "umamba_bot_2d": dict(where="bottleneck", **_PLAN_2D),
-    "umamba_enc_2d": dict(where="encoder", input_size=(320, 320), **_PLAN_2D),
-    "umamba_bot_3d": dict(where="bottleneck", **_PLAN_3D),
-    "umamba_enc_3d": dict(where="encoder", input_size=(48, 160, 224), **_PLAN_3D),
-    "umamba_v1_bot_2d": dict(where="bottleneck", **_PLAN_2D),
-    "umamba_v1_enc_2d": dict(where="encoder", **_PLAN_2D),
-    "umamba_v1_bot_3d": dict(where="bottleneck", **_PLAN_3D),
-    "umamba_v1_enc_3d": dict(where="encoder", **_PLAN_3D),
+    "umamba_bot_2d": dict(where="bottleneck", **ABDOMEN_2D),
+    "umamba_enc_2d": dict(where="encoder", input_size=(320, 320), **ABDOMEN_2D),
+    "umamba_bot_3d": dict(where="bottleneck", **ABDOMEN_3D),
+    "umamba_enc_3d": dict(where="encoder", input_size=(48, 160, 224), **ABDOMEN_3D),
+    "umamba_v1_bot_2d": dict(where="bottleneck", **ABDOMEN_2D),
+    "umamba_v1_enc_2d": dict(where="encoder", **ABDOMEN_2D),
+    "umamba_v1_bot_3d": dict(where="bottleneck", **ABDOMEN_3D),
+    "umamba_v1_enc_3d": dict(where="encoder", **ABDOMEN_3D),
     "umamba_2d_test": dict(where="encoder", input_size=(16, 24), **_SMALL_2D),
     "umamba_3d_test": dict(where="encoder", input_size=(12, 12, 12), **_SMALL_3D),
     "umamba_v1_3d_test": dict(where="encoder", **_SMALL_3D),

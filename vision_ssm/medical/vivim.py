@@ -21,9 +21,9 @@ from timm.models import generate_default_cfgs, register_model
 
 from ..cards import facts
 from ..checkpoints import mamba_parameters, rename, stack_paths, unwrap
+from ..layers import TriOrientatedMamba
 from ._base import DenseNetwork, create, network_cfg, run
 from ._tokens import as_tokens, in_full_precision
-from .segmamba import TriOrientatedMamba
 
 __all__ = ["Vivim"]
 

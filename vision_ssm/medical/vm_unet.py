@@ -71,7 +71,7 @@ class VMUNet(VSSNetwork):
             raise ValueError(f"`decoder_depths` has {len(decoder_depths)} entries: expected {len(depths)}, as `depths`")
         dd = {"device": device, "dtype": dtype}
         self.in_chans, self.num_classes, self.activation = in_chans, num_classes, activation
-        self.multiple, self.mirrored = 2 ** (len(depths) + 1), len(depths) - 1
+        self.multiples, self.mirrored = [2 ** (len(depths) + 1)] * 2, len(depths) - 1
         dims = [dim * 2**i for i in range(len(depths))]
         decoder_rates = [rates[::-1] for rates in drop_path_rates(drop_path_rate, decoder_depths[::-1])[::-1]]
         self.encoder = VSSEncoder(vss_blocks(dims, drop_path_rates(drop_path_rate, depths), **dd), dim, in_chans, **dd)

@@ -123,7 +123,7 @@ class VMUNetV2(VSSNetwork):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.in_chans, self.num_classes, self.activation = in_chans, num_classes, activation
-        self.multiple = 2 ** (len(depths) + 1)
+        self.multiples = [2 ** (len(depths) + 1)] * 2
         self.half_scale = num_classes == 1 if half_scale is None else half_scale
         dims = [dim * 2**i for i in range(len(depths))]
         rates = [*drop_path_rates(drop_path_rate, depths)[:-1], []]

@@ -12,16 +12,9 @@ from functools import cache
 import timm
 import torch.nn as nn
 
-from ..medical import model_names
-from ..medical._base import DenseNetwork
+from ..medical import DenseNetwork, model_names
 
-__all__ = [
-    "NETWORKS",
-    "PLAN_KEYS",
-    "Network",
-    "NetworkFacts",
-    "network_facts",
-]
+__all__ = ["NETWORKS", "PLAN_KEYS", "Network", "NetworkTraits", "network_traits"]
 
 # Published names, which plans and trainers bear, and ours without `_2d` and `_3d`.
 NETWORKS = {
@@ -61,7 +54,7 @@ _SET_HERE = frozenset(("dims", "in_chans", "num_classes", "deep_supervision", "d
 
 
 @dataclass(frozen=True)
-class NetworkFacts:
+class NetworkTraits:
     """What a registered network is, as far as nnU-Net must know.
 
     Attributes:
@@ -86,7 +79,7 @@ class NetworkFacts:
 
 
 @cache
-def network_facts(name: str, dims: int) -> NetworkFacts:
+def network_traits(name: str, dims: int) -> NetworkTraits:
     """The registered network `name`, or its variant `name`_2d or `name`_3d.
 
     Raises:
@@ -102,7 +95,7 @@ def network_facts(name: str, dims: int) -> NetworkFacts:
         raise ValueError(f"{registered} is no network for segmentation")
     if model.dims != dims:
         raise ValueError(f"{registered} has {model.dims} dimensions, the plan {dims}")
-    return NetworkFacts(registered, dims, frozenset(inspect.signature(type(model)).parameters))
+    return NetworkTraits(registered, dims, frozenset(inspect.signature(type(model)).parameters))
 
 
 class _SingleOutput:
@@ -187,25 +180,25 @@ def Network(
             unknown; or the network has no deep supervision.
     """
     dims = len(strides[0])
-    facts = network_facts(name, dims)
+    traits = network_traits(name, dims)
     given = dict(arch_kwargs, strides=strides)
-    own = {key: value for key, value in arch_kwargs.items() if key in facts.arguments - _SET_HERE}
-    allowed = PLAN_KEYS if facts.follows_plan else {"strides"}
+    own = {key: value for key, value in arch_kwargs.items() if key in traits.arguments - _SET_HERE}
+    allowed = PLAN_KEYS if traits.follows_plan else {"strides"}
     if unknown := sorted(set(given) - set(own) - allowed):
         raise ValueError(
-            f"{facts.name} takes no {', '.join(unknown)}: `vision-ssm nnunet-plans` writes the arguments that it takes"
+            f"{traits.name} takes no {', '.join(unknown)}: `vision-ssm nnunet-plans` writes the arguments that it takes"
         )
-    if "input_size" in facts.arguments and "input_size" not in own:
-        raise ValueError(f"{facts.name} needs `input_size`, the patch: `vision-ssm nnunet-plans` writes it")
-    if deep_supervision and not facts.deep_supervision:
-        raise ValueError(_no_deep_supervision(facts.name))
-    if facts.follows_plan:
-        _check_layers(facts.name, dims, given)
-        own |= _sizes(facts.name, given)
-    if facts.deep_supervision:
+    if "input_size" in traits.arguments and "input_size" not in own:
+        raise ValueError(f"{traits.name} needs `input_size`, the patch: `vision-ssm nnunet-plans` writes it")
+    if deep_supervision and not traits.deep_supervision:
+        raise ValueError(_no_deep_supervision(traits.name))
+    if traits.follows_plan:
+        _check_layers(traits.name, dims, given)
+        own |= _sizes(traits.name, given)
+    if traits.deep_supervision:
         own["deep_supervision"] = True
-    model = timm.create_model(facts.name, in_chans=input_channels, num_classes=num_classes, **own)
-    if facts.deep_supervision:
+    model = timm.create_model(traits.name, in_chans=input_channels, num_classes=num_classes, **own)
+    if traits.deep_supervision:
         model.decoder.deep_supervision = bool(deep_supervision)
     elif not hasattr(model, "decoder"):
         model.decoder = _SingleOutput()

@@ -8,8 +8,8 @@ from itertools import pairwise
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..medical.plans import _configuration, plan_arguments
-from .factory import NETWORKS, Network, NetworkFacts, network_facts
+from ..medical.plans import configuration_of, plan_arguments, strides_product
+from .factory import NETWORKS, Network, NetworkTraits, network_traits
 
 __all__ = ["architecture", "plans_name", "rewrite_plans"]
 
@@ -48,13 +48,6 @@ def _flat_sizes(configuration: Mapping) -> dict:
     )
 
 
-def _totals(strides: Sequence[Sequence[int]]) -> list[int]:
-    totals = [1] * len(strides[0])
-    for stride in strides:
-        totals = [total * step for total, step in zip(totals, stride)]
-    return totals
-
-
 def _between(patch: Sequence[int], outputs: Sequence[torch.Tensor]) -> list[list[int]]:
     """Strides between outputs; nnU-Net leaves out the last, its deepest stage, which has no output."""
     sides = [tuple(patch), *(tuple(y.shape[2:]) for y in outputs)]
@@ -62,18 +55,20 @@ def _between(patch: Sequence[int], outputs: Sequence[torch.Tensor]) -> list[list
     return [*strides, [1] * len(patch)]
 
 
-def _forward(arch: Mapping, facts: NetworkFacts, patch: Sequence[int]) -> list[torch.Tensor]:
+def _forward(arch: Mapping, traits: NetworkTraits, patch: Sequence[int]) -> list[torch.Tensor]:
     """The network's outputs for a patch, by shape alone, without the cost of computing them."""
     kwargs = dict(arch["arch_kwargs"])
     for key in arch["_kw_requires_import"]:
         kwargs[key] = kwargs[key] and pydoc.locate(kwargs[key])
-    kwargs.setdefault("name", facts.name)
-    model = Network(1, 2, facts.deep_supervision, **kwargs)
+    kwargs.setdefault("name", traits.name)
+    model = Network(1, 2, traits.deep_supervision, **kwargs)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         y = model(torch.empty(1, 1, *patch))
     outputs = y if isinstance(y, list) else [y]
     if any(output.dim() != len(patch) + 2 for output in outputs) or list(outputs[0].shape[2:]) != list(patch):
-        raise ValueError(f"{facts.name} gives {tuple(outputs[0].shape)} for a patch of {tuple(patch)}: no segmentation")
+        raise ValueError(
+            f"{traits.name} gives {tuple(outputs[0].shape)} for a patch of {tuple(patch)}: no segmentation"
+        )
     return outputs
 
 
@@ -93,25 +88,25 @@ def architecture(network: str, configuration: Mapping) -> dict:
     if "patch_size" not in configuration:
         raise ValueError("the plan's configuration has no 'patch_size'")
     patch = list(configuration["patch_size"])
-    facts = network_facts(network, len(patch))
+    traits = network_traits(network, len(patch))
     given = configuration.get("architecture")
     planned = dict(given["arch_kwargs"]) if given else _flat_sizes(configuration)
     if "strides" not in planned:
         raise ValueError("the plan's arch_kwargs have no 'strides'")
-    kept = planned.keys() - _OURS if facts.follows_plan else {"strides"}
+    kept = planned.keys() - _OURS if traits.follows_plan else {"strides"}
     kwargs = {key: value for key, value in planned.items() if key in kept}
     if published := _published(network):
         found = {"network_class_name": f"vision_ssm.nnunet.{published}"}
     else:
-        found, kwargs = {"network_class_name": "vision_ssm.nnunet.Network"}, {"name": facts.name} | kwargs
-    if "input_size" in facts.arguments:
+        found, kwargs = {"network_class_name": "vision_ssm.nnunet.Network"}, {"name": traits.name} | kwargs
+    if "input_size" in traits.arguments:
         kwargs["input_size"] = patch
-    if facts.name.startswith("lma_unet"):  # the published windows are the deepest maps of their patches
-        kwargs["window"] = [side // total for side, total in zip(patch, _totals(planned["strides"]))]
+    if "window" in traits.arguments:  # the published windows are the deepest maps of their patches
+        kwargs["window"] = [side // total for side, total in zip(patch, strides_product(planned["strides"]))]
     imported = [key for key in (given or {}).get("_kw_requires_import", ()) if key in kwargs]
     found |= {"arch_kwargs": kwargs, "_kw_requires_import": imported}
-    outputs = _forward(found, facts, patch)
-    if facts.deep_supervision and not facts.follows_plan:
+    outputs = _forward(found, traits, patch)
+    if traits.deep_supervision and not traits.follows_plan:
         kwargs["strides"] = _between(patch, outputs)
     return found
 
@@ -157,7 +152,7 @@ def rewrite_plans(
         own = copy.deepcopy(dict(known[key]))
         if "inherits_from" not in own or own.keys() & {"architecture", "patch_size", *_FLAT}:
             try:
-                own["architecture"] = architecture(network, copy.deepcopy(_configuration(plans, key, "the plan")))
+                own["architecture"] = architecture(network, copy.deepcopy(configuration_of(plans, key)))
             except ValueError as error:
                 raise ValueError(f"configuration {key}: {error}") from error
         new["configurations"][key] = {k: v for k, v in own.items() if k not in _FLAT}
@@ -169,7 +164,7 @@ def _fitting(plans: Mapping, network: str) -> list[str]:
     errors, found = [], []
     for name in plans["configurations"]:
         try:
-            network_facts(network, len(_configuration(plans, name, "the plan").get("patch_size", ())))
+            network_traits(network, len(configuration_of(plans, name).get("patch_size", ())))
         except ValueError as error:
             errors.append(error)
         else:

@@ -8,8 +8,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from ..medical._base import DenseNetwork
-from .factory import NETWORKS, network_facts
+from ..medical import DenseNetwork
+from .factory import NETWORKS, network_traits
 from .plans import architecture
 
 __all__ = ["TRAINERS", "nnUNetTrainerVisionSSM"]
@@ -30,8 +30,8 @@ class nnUNetTrainerVisionSSM(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, torch.device(device))
         manager = self.configuration_manager
         manager.configuration["architecture"] = architecture(self.network_name, manager.configuration)
-        facts = network_facts(self.network_name, len(manager.patch_size))
-        self.enable_deep_supervision = facts.deep_supervision
+        traits = network_traits(self.network_name, len(manager.patch_size))
+        self.enable_deep_supervision = traits.deep_supervision
 
     @classmethod
     def build_network_architecture(

@@ -12,7 +12,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from ..checkpoints import load_checkpoint
-from ..engine import ConfigError, build_network, class_logits, level_weights, network_state_dict
+from ..engine import ConfigError, build_network, class_logits, level_loss, network_state_dict
 from ..medical import DenseNetwork, load_encoder
 
 __all__ = ["NetworkSegmentor"]
@@ -53,7 +53,7 @@ class NetworkSegmentor(EncoderDecoder):
         network: `name` of a 2D network in timm and its arguments (`num_classes`, `in_chans`, `deep_supervision`, ...);
             or `type`, a registered class or a dotted path, of a module with `num_classes`. It maps (batch, in_chans,
             height, width) to logits (batch, num_classes, height, width), or to several, at full resolution first.
-            A module may say in `multiple` or `multiples` what its sides have to be multiples of.
+            A module may say in `multiples` what height and width are to be multiples of.
         loss_decode: one of MMSegmentation's losses, or several. Each is the sum over the levels, with nnU-Net's
             weights: 1/2^i for level i and nothing for the coarsest of several, scaled to a sum of one. Labels of a
             level are the nearest ones.
@@ -114,7 +114,7 @@ class NetworkSegmentor(EncoderDecoder):
         return self.extract_feat(self._padded(inputs))[0][..., :height, :width]
 
     def _padded(self, inputs: Tensor) -> Tensor:
-        multiples = getattr(self.network, "multiples", [getattr(self.network, "multiple", 1)] * 2)
+        multiples = getattr(self.network, "multiples", (1, 1))
         least = self.test_cfg.crop_size if self.test_cfg.mode == "slide" else (1, 1)
         bottom, right = (
             -(-max(side, small) // multiple) * multiple - side
@@ -124,19 +124,17 @@ class NetworkSegmentor(EncoderDecoder):
 
     def loss(self, inputs: Tensor, data_samples: list[SegDataSample]) -> dict[str, Tensor]:
         """The losses by name, and the percentage of pixels that are right at full resolution."""
-        label = torch.stack([sample.gt_sem_seg.data for sample in data_samples])
+        label = torch.stack([sample.gt_sem_seg.data for sample in data_samples]).long()
         levels = self.extract_feat(inputs)
-        losses = {f"decode.{one.loss_name}": 0.0 for one in self.loss_decode}
-        for logits, weight in zip(levels, level_weights(len(levels)), strict=True):
-            if not weight:  # every parameter gets a gradient: data-parallel training waits for them
-                losses[f"decode.{self.loss_decode[0].loss_name}"] += 0.0 * logits.float().sum()
-                continue
-            size = logits.shape[2:]
-            same = label.shape[2:] == size
-            target = (label if same else F.interpolate(label.float(), size, mode="nearest-exact")).long().squeeze(1)
-            for one in self.loss_decode:
-                value = one(logits.float(), target, ignore_index=self.ignore_index)
-                losses[f"decode.{one.loss_name}"] += weight * value
+        losses: dict[str, Tensor] = {}
+        for one in self.loss_decode:
+
+            def of_level(logits: Tensor, target: Tensor, loss: nn.Module = one) -> Tensor:
+                return loss(logits, target.squeeze(1), ignore_index=self.ignore_index)
+
+            value = level_loss(of_level, levels, label)
+            key = f"decode.{one.loss_name}"
+            losses[key] = losses[key] + value if key in losses else value  # of two with one name the sum
         right = accuracy(levels[0], label.squeeze(1), ignore_index=self.ignore_index)
         return losses | {"decode.acc_seg": right}
 

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
-from ..engine import level_weights
+from ..engine import level_loss
 
 __all__ = ["DeepSupervision"]
 
@@ -15,7 +14,7 @@ __all__ = ["DeepSupervision"]
 class DeepSupervision(nn.Module):
     """MONAI's `DiceCELoss` of softmax outputs against class ids, summed over resolutions as in nnU-Net.
 
-    Each weighs what `level_weights` says.
+    Each weighs what `level_loss` says.
 
     Args:
         coarsest: whether the coarsest of several outputs counts.
@@ -36,14 +35,5 @@ class DeepSupervision(nn.Module):
             outputs: logits (batch, classes, *size), or several, at full resolution first.
             label: class ids (batch, 1, *size); brought to an output's size by nearest neighbours.
         """
-        outputs = [outputs] if isinstance(outputs, Tensor) else outputs
-        label = label.float()
-        total = outputs[0].new_zeros((), dtype=torch.float32)
-        for output, weight in zip(outputs, level_weights(len(outputs), self.coarsest), strict=True):
-            if not weight:  # every parameter gets a gradient: data-parallel training waits for them
-                total = total + 0.0 * output.float().sum()
-                continue
-            size = output.shape[2:]
-            target = label if label.shape[2:] == size else F.interpolate(label, size, mode="nearest-exact")
-            total = total + weight * self.loss(output.float(), target)
-        return total
+        levels = [outputs] if isinstance(outputs, Tensor) else outputs
+        return level_loss(self.loss, levels, label.float(), self.coarsest)

@@ -83,7 +83,8 @@ def test_plans_alone(task, monkeypatch):
     assert main(["nnunet-plans", str(task.plans), "--network", "umamba_enc"]) == 0
     folder = _train("nnUNetTrainer", "nnUNetUMambaEncPlans")
     assert folder.name == "nnUNetTrainer__nnUNetUMambaEncPlans__3d_fullres"
-    assert _predict(folder, task, "plans").shape == (SIDE,) * 3
+    predicted = _predict(folder, task, "plans")
+    assert predicted.shape == (SIDE,) * 3
 
     checkpoint = folder / "fold_all" / "checkpoint_final.pth"
     plans = {"plans": task.plans, "num_classes": 2}
@@ -92,6 +93,13 @@ def test_plans_alone(task, monkeypatch):
     weights = torch.load(checkpoint, weights_only=False)["network_weights"]
     assert model.state_dict().keys() == weights.keys()
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+
+    envelope = dict(  # of weights from elsewhere: what nnU-Net's predictor reads, and no more
+        network_weights=model.state_dict(), trainer_name="nnUNetTrainer", init_args=dict(configuration="3d_fullres"),
+        inference_allowed_mirroring_axes=(0, 1, 2),
+    )  # fmt: skip
+    torch.save(envelope, checkpoint)
+    assert np.array_equal(_predict(folder, task, "envelope"), predicted)
 
 
 def test_plans_of_a_network_without_deep_supervision(task):

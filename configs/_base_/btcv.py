@@ -3,6 +3,7 @@
 Spacing, window and augmentation are those of MONAI's BTCV tutorials.
 """
 
+_base_ = "./volumes_data.py"
 data_root = "data/btcv"
 classes = (
     "background", "spleen", "right kidney", "left kidney", "gallbladder", "oesophagus", "liver", "stomach", "aorta",
@@ -44,27 +45,11 @@ _test_transforms = [
     _window,
     dict(type="CropForegroundd", keys=["image"], source_key="image", allow_smaller=True),
 ]
-_data = dict(type="VolumeDataset", data_root=data_root, data_list="dataset_0.json", classes=classes)
-train_dataloader = dict(
-    batch_size=1,  # volumes, with four crops each
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
-    dataset=dict(_data, split="training", transforms=_train_transforms, cache_rate=1.0),
-)
-val_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(_data, split="validation", transforms=_test_transforms, test_mode=True),
-)
+_data = dict(data_root=data_root, data_list="dataset_0.json", classes=classes)
+train_dataloader = dict(dataset=dict(_data, transforms=_train_transforms))  # four crops of a volume
+val_dataloader = dict(dataset=dict(_data, transforms=_test_transforms))
 test_dataloader = val_dataloader
-val_evaluator = dict(type="VolumeMetrics", classes=classes, hd95=False)
-test_evaluator = dict(type="VolumeMetrics", classes=classes)
-model = dict(
-    type="VolumeSegmentor",
-    inference=dict(roi_size=_crop, overlap=0.5, sw_batch_size=4),
-    loss=dict(batch=True),
-)
+val_evaluator = dict(classes=classes)
+test_evaluator = val_evaluator
+model = dict(inference=dict(roi_size=_crop, overlap=0.5, sw_batch_size=4))
 tta_options = dict(model=dict(inference=dict(flips=(0, 1, 2))))

@@ -4,7 +4,7 @@
 beyond 500 are MR.
 """
 
-_base_ = ["../_base_/volumes_30k.py", "../_base_/volumes_runtime.py"]
+_base_ = ["../_base_/volumes_data.py", "../_base_/volumes_30k.py", "../_base_/volumes_runtime.py"]
 data_root = "data/amos22"
 classes = (
     "background", "spleen", "right kidney", "left kidney", "gallbladder", "oesophagus", "liver", "stomach", "aorta",
@@ -45,28 +45,14 @@ _test_transforms = [
     dict(type="CropForegroundd", keys=["image"], source_key="image", allow_smaller=True),
     _scale,
 ]
-_data = dict(type="VolumeDataset", data_root=data_root, data_list="amos_mr.json", classes=classes)
-train_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
-    dataset=dict(_data, split="training", transforms=_train_transforms, cache_rate=1.0),
-)
-val_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(_data, split="validation", transforms=_test_transforms, test_mode=True),
-)
+_data = dict(data_root=data_root, data_list="amos_mr.json", classes=classes)
+train_dataloader = dict(dataset=dict(_data, transforms=_train_transforms))
+val_dataloader = dict(dataset=dict(_data, transforms=_test_transforms))
 test_dataloader = val_dataloader
-val_evaluator = dict(type="VolumeMetrics", classes=classes, hd95=False)
-test_evaluator = dict(type="VolumeMetrics", classes=classes)
+val_evaluator = dict(classes=classes)
+test_evaluator = val_evaluator
 model = dict(
-    type="VolumeSegmentor",
     network=dict(name="segmamba", in_chans=1, num_classes=16),
     inference=dict(roi_size=_crop, overlap=0.5, sw_batch_size=2),
-    loss=dict(batch=True),
 )
 tta_options = dict(model=dict(inference=dict(flips=(0, 1, 2))))

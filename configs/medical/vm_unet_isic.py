@@ -5,7 +5,7 @@
 classes.
 """
 
-_base_ = ["../_base_/volumes_runtime.py"]
+_base_ = ["../_base_/volumes_data.py", "../_base_/volumes_runtime.py"]
 classes = ("skin", "lesion")
 _both = ["image", "label"]
 _scale = dict(type="ScaleIntensityd", keys=["image"], minv=0.0, maxv=255.0)
@@ -24,31 +24,15 @@ _test_transforms = [
     dict(type="Resized", keys=["image"], spatial_size=(256, 256), mode="bilinear"),
     _scale,
 ]
-_data = dict(
-    type="VolumeDataset", data_root="data/isic18", data_list="isic18.json", classes=classes, label_map={1: 1, 255: 1}
-)
-train_dataloader = dict(
-    batch_size=32,
-    num_workers=8,
-    persistent_workers=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
-    dataset=dict(_data, split="training", transforms=_train_transforms, cache_rate=1.0),
-)
-val_dataloader = dict(
-    batch_size=8,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(_data, split="validation", transforms=_test_transforms, test_mode=True),
-)
+_data = dict(data_root="data/isic18", data_list="isic18.json", classes=classes, label_map={1: 1, 255: 1})
+train_dataloader = dict(batch_size=32, num_workers=8, dataset=dict(_data, transforms=_train_transforms))
+val_dataloader = dict(batch_size=8, num_workers=4, dataset=dict(_data, transforms=_test_transforms))
 test_dataloader = val_dataloader
-val_evaluator = dict(type="VolumeMetrics", classes=classes, hd95=False)
-test_evaluator = dict(type="VolumeMetrics", classes=classes, hd95=False)
+val_evaluator = dict(classes=classes)
+test_evaluator = dict(classes=classes, hd95=False)
 model = dict(
-    type="VolumeSegmentor",
     network=dict(name="vm_unet", in_chans=3, num_classes=2),
     inference=dict(roi_size=(256, 256), overlap=0.0),
-    loss=dict(batch=True),
 )
 tta_options = dict(model=dict(inference=dict(flips=(0, 1))))
 # 300 epochs of 1886 pictures.

@@ -15,7 +15,7 @@ import nibabel
 
 from vision_ssm.data import LayoutError, Wrong, btcv_command
 from vision_ssm.data.btcv import LABELS, TEST, TRAINING, VALIDATION, Btcv, check_btcv
-from vision_ssm.data.volume_sets import Case, data_list, split_cases
+from vision_ssm.data.volume_sets import CaseFiles, data_list, split_cases
 
 EXPECTED = Btcv(training=(1, 2, 21), validation=(35, 40), test=(61,))
 TOOL = Path(__file__).parents[2] / "tools" / "prepare_btcv.py"
@@ -56,7 +56,7 @@ def test_the_challenge_s_layout(tmp_path, top):
     layout = tuple(f"{top}{name}" for name in ("Training/img", "Training/label", "Testing/img"))
     report, found = check_btcv(trees.btcv(tmp_path, layout), expected=EXPECTED)
     assert report.ok, report.lines()
-    assert found.labelled["0035"] == Case(f"{layout[0]}/img0035.nii.gz", f"{layout[1]}/label0035.nii.gz")
+    assert found.labelled["0035"] == CaseFiles(f"{layout[0]}/img0035.nii.gz", f"{layout[1]}/label0035.nii.gz")
 
 
 def test_the_whole_set_is_expected_by_default(root):
@@ -237,7 +237,7 @@ def test_an_empty_split_is_refused(validation):
     with pytest.raises(ValueError, match="validation"):
         split_cases([f"{i:03d}" for i in range(10)], validation, 0)
     with pytest.raises(ValueError, match="no case for validation"):
-        data_list(LABELS, {"training": [Case("a", "b")], "validation": []}, "set")
+        data_list(LABELS, {"training": [CaseFiles("a", "b")], "validation": []}, "set")
 
 
 def _main(root: Path, *options: str) -> int:

@@ -15,7 +15,7 @@ pytest.importorskip("nibabel")
 from vision_ssm.data import LayoutError, Wrong, acdc, amos, isic, synapse
 from vision_ssm.data.btcv import Btcv
 from vision_ssm.data.medical_command import SETS, main
-from vision_ssm.data.volume_sets import Case
+from vision_ssm.data.volume_sets import CaseFiles
 
 TOOL = Path(__file__).parents[2] / "tools" / "prepare_medical.py"
 PATIENTS = {"training": (3,), "validation": (2,), "test": (1,)}
@@ -77,7 +77,7 @@ def test_acdc(tmp_path, top):
     assert seen[-1] == (6, 6)
     name = f"{top}/patient003/patient003"
     assert splits["training"] == [
-        Case(f"{name}_frame{frame}.nii.gz", f"{name}_frame{frame}_gt.nii.gz") for frame in ("01", "13")
+        CaseFiles(f"{name}_frame{frame}.nii.gz", f"{name}_frame{frame}_gt.nii.gz") for frame in ("01", "13")
     ]
     assert [len(cases) for cases in splits.values()] == [2, 2, 2]
 
@@ -137,7 +137,7 @@ def test_amos(abdomens):
     report, splits = amos.check_amos_mr(abdomens)
     assert report.ok, report.lines()
     assert {split: len(cases) for split, cases in splits.items()} == AMOS
-    assert splits["validation"][0] == Case("imagesVa/amos_0550.nii.gz", "labelsVa/amos_0550.nii.gz")
+    assert splits["validation"][0] == CaseFiles("imagesVa/amos_0550.nii.gz", "labelsVa/amos_0550.nii.gz")
 
 
 @pytest.mark.parametrize(("number", "modality"), [(499, "CT"), (500, "CT"), (501, "MR"), (599, "MR"), (600, "MR")])
@@ -214,7 +214,7 @@ def test_isic(tmp_path, value):
     assert report.ok, report.lines()
     training, validation = splits["training"], splits["validation"]
     assert (len(training), len(validation), len({*training, *validation})) == (5, 3, 8)
-    assert Case("more/ISIC_1000001.jpg", "more_masks/ISIC_1000001_segmentation.png") in (*training, *validation)
+    assert CaseFiles("more/ISIC_1000001.jpg", "more_masks/ISIC_1000001_segmentation.png") in (*training, *validation)
     assert _isic(root)[1] == splits
 
 

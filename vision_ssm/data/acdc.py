@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .layout import Progress, Report, Wrong, find_root
-from .volume_sets import Case, check_cases
+from .volume_sets import CaseFiles, check_cases
 
 __all__ = ["LABELS", "SPLITS", "check_acdc"]
 
@@ -29,7 +29,7 @@ def check_acdc(
     jobs: int | None = None,
     progress: Progress | None = None,
     expected: Mapping[str, Sequence[int]] = SPLITS,
-) -> tuple[Report, dict[str, list[Case]]]:
+) -> tuple[Report, dict[str, list[CaseFiles]]]:
     """Check the labelled patients: two frames with their labels each, and every voxel.
 
     Args:
@@ -61,7 +61,7 @@ def check_acdc(
     return report, splits
 
 
-def _patient(root: Path, top: str, number: int, report: Report, missing: list[str]) -> list[Case]:
+def _patient(root: Path, top: str, number: int, report: Report, missing: list[str]) -> list[CaseFiles]:
     """The two cases of a patient; what is not there is added to the names of missing files."""
     name = f"patient{number:03d}"
     folder = root / top / name
@@ -84,5 +84,5 @@ def _patient(root: Path, top: str, number: int, report: Report, missing: list[st
         gone = [file for file in files if not (root / top / file).is_file()]
         missing += gone
         if not gone:
-            cases.append(Case(*(f"{top}/{file}" for file in files)))
+            cases.append(CaseFiles(*(f"{top}/{file}" for file in files)))
     return cases

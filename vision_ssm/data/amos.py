@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .layout import Progress, Report, find_root
-from .volume_sets import Case, check_cases, list_files, pair_files
+from .volume_sets import CaseFiles, check_cases, list_files, pair_files
 
 __all__ = ["COUNTS", "LABELS", "check_amos_mr"]
 
@@ -27,7 +27,7 @@ def check_amos_mr(
     jobs: int | None = None,
     progress: Progress | None = None,
     expected: Mapping[str, int] = COUNTS,
-) -> tuple[Report, dict[str, list[Case]]]:
+) -> tuple[Report, dict[str, list[CaseFiles]]]:
     """Check the MR volumes: numbers, pairs of image and label, and every voxel. CT volumes are left alone.
 
     Args:

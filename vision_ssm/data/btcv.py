@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .layout import Progress, Report
-from .volume_sets import Case, Cases, check_cases, find_cases
+from .volume_sets import CaseFiles, Cases, check_cases, find_cases
 
 __all__ = ["LABELS", "TEST", "TRAINING", "VALIDATION", "Btcv", "case", "check_btcv", "splits"]
 
@@ -31,11 +31,11 @@ class Btcv:
     test: tuple[int, ...] = TEST
 
 
-def case(number: int, labelled: bool = True) -> Case:
+def case(number: int, labelled: bool = True) -> CaseFiles:
     """The files of a case number, in the layout with `imagesTr`."""
     if not labelled:
-        return Case(f"imagesTs/img{number:04d}.nii.gz")
-    return Case(f"imagesTr/img{number:04d}.nii.gz", f"labelsTr/label{number:04d}.nii.gz")
+        return CaseFiles(f"imagesTs/img{number:04d}.nii.gz")
+    return CaseFiles(f"imagesTr/img{number:04d}.nii.gz", f"labelsTr/label{number:04d}.nii.gz")
 
 
 def check_btcv(
@@ -90,7 +90,7 @@ def _compare(cases: Cases, report: Report, expected: Btcv) -> None:
             report.notes.append(f"{found.pop(key).image} is not of BTCV and is left out")
 
 
-def splits(cases: Cases, training: Sequence[str], validation: Sequence[str]) -> dict[str, list[Case]]:
+def splits(cases: Cases, training: Sequence[str], validation: Sequence[str]) -> dict[str, list[CaseFiles]]:
     """Cases of each split of a data list, by their keys."""
     chosen = {"training": training, "validation": validation}
     return {

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..files import write_json
+from .arguments import check_arguments, new_parser, progress
 from .btcv import LABELS, TRAINING, VALIDATION, Btcv, check_btcv, splits
 from .layout import LayoutError
 from .volume_sets import data_list, split_cases
 
-__all__ = ["main", "read_labels"]
+__all__ = ["class_names", "main"]
 
 _HOME = "https://www.synapse.org/Synapse:syn3193805"
 
 
-def read_labels(names: Sequence[str]) -> list[str]:
+def class_names(names: Sequence[str]) -> list[str]:
     """Names of the classes: given one by one, or in a JSON file as a list or as {"0": "background", ...}.
 
     Raises:
@@ -37,10 +38,7 @@ def read_labels(names: Sequence[str]) -> list[str]:
 
 
 def _parser(title: str, default: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=title)
-    parser.add_argument("root", nargs="?", type=Path, default=Path(default), help=f"the set's folder ({default})")
-    parser.add_argument("--jobs", type=int, help="threads that read")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report")
+    parser = new_parser(title, default)
     parser.add_argument("--output", type=Path, metavar="FILE", help="data list to write (dataset_0.json in the folder)")
     own = parser.add_argument_group("a set of one's own in the same layout")
     own.add_argument("--validation", type=float, metavar="N", help="number of validation cases, or a fraction below 1")
@@ -49,13 +47,11 @@ def _parser(title: str, default: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _progress(done: int, number: int) -> None:
-    print(f"\rchecked {done:,} of {number:,} cases", end="" if done < number else "\n", file=sys.stderr, flush=True)
-
-
 def _prepare(args: argparse.Namespace, labels: Sequence[str]) -> int:
     own = args.validation is not None
-    report, cases = check_btcv(args.root, args.jobs, None if own else Btcv(), labels, progress=_progress)
+    report, cases = check_btcv(
+        args.root, args.jobs, None if own else Btcv(), labels, progress=progress("checked", "cases")
+    )
     if args.json:
         write_json(args.json, report.as_dict())
     print("\n".join(report.lines()))
@@ -88,15 +84,11 @@ def main(title: str, default: str, argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser(title, default)
     args = parser.parse_args(argv)
-    if args.jobs is not None and args.jobs < 1:
-        parser.error(f"--jobs must be at least 1, got {args.jobs}")
-    for file in (args.json, args.output):
-        if file and not file.parent.is_dir():
-            parser.error(f"no folder {file.parent} to write {file.name} to")
+    check_arguments(parser, args)
     if args.labels and args.validation is None:
         parser.error("--labels is for a set of one's own: give --validation, too")
     try:
-        labels = read_labels(args.labels) if args.labels else list(LABELS)
+        labels = class_names(args.labels) if args.labels else list(LABELS)
         return _prepare(args, labels)
     except ImportError as error:
         print(f"error: {error}: install vision-ssm[medical]", file=sys.stderr)

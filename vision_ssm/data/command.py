@@ -1,4 +1,4 @@
-"""The command line that the scripts `tools/prepare_*.py` share."""
+"""The command line of `tools/prepare_ade20k.py` and `tools/prepare_coco.py`: extract archives, check the files."""
 
 import argparse
 import sys
@@ -7,23 +7,16 @@ from pathlib import Path
 
 from ..files import write_json
 from .archives import Archive, extract, find
+from .arguments import check_arguments, new_parser, progress
 from .layout import LayoutError, Report
 
 __all__ = ["main"]
 
 
-def _progress(done: int, number: int) -> None:
-    if done % 500 == 0 or done == number:
-        print(f"\rdecoded {done:,} of {number:,}", end="" if done < number else "\n", file=sys.stderr, flush=True)
-
-
 def _parser(title: str, default: str, splits: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=title)
-    parser.add_argument("root", nargs="?", type=Path, default=Path(default), help=f"the set's folder ({default})")
+    parser = new_parser(title, default, "decode")
     parser.add_argument("--decode", action="store_true", help="decode every file, too: takes far longer")
-    parser.add_argument("--jobs", type=int, help="threads that decode")
     parser.add_argument("--extract", action="store_true", help="extract downloaded archives first")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report")
     if splits:
         parser.add_argument("--splits", nargs="+", choices=splits, default=list(splits), help="what is needed")
     return parser
@@ -73,15 +66,12 @@ def main(
     """
     parser = _parser(title, default, splits)
     args = parser.parse_args(argv)
-    if args.jobs is not None and args.jobs < 1:
-        parser.error(f"--jobs must be at least 1, got {args.jobs}")
-    if args.json and not args.json.parent.is_dir():
-        parser.error(f"no folder {args.json.parent} to write {args.json.name} to")
+    check_arguments(parser, args)
     chosen = dict(splits=args.splits) if splits else {}
     try:
         if args.extract:
             _extract(archives, args.root)
-        report = check(args.root, decode=args.decode, jobs=args.jobs, progress=_progress, **chosen)
+        report = check(args.root, decode=args.decode, jobs=args.jobs, progress=progress("decoded", every=500), **chosen)
         if args.json:
             write_json(args.json, report.as_dict())
     except (LayoutError, OSError) as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from .layout import LayoutError, Progress, Report, Wrong, each
-from .volume_sets import Case, list_files, pair_files
+from .volume_sets import CaseFiles, list_files, pair_files
 
 __all__ = ["ISIC17", "ISIC18", "LABELS", "Isic", "check_isic"]
 
@@ -56,7 +56,7 @@ ISIC18 = Isic(
 
 def check_isic(
     root: str | Path, jobs: int | None = None, progress: Progress | None = None, expected: Isic = ISIC18
-) -> tuple[Report, dict[str, list[Case]]]:
+) -> tuple[Report, dict[str, list[CaseFiles]]]:
     """Check the pictures and their masks: numbers, pairs, sizes, and every pixel.
 
     Args:
@@ -92,13 +92,13 @@ def check_isic(
     return report, splits | {"validation": [case for case in cases if case in held_out]}
 
 
-def _pairs(root: Path, where: tuple[str, str], count: int, any_name: bool, report: Report) -> list[Case]:
+def _pairs(root: Path, where: tuple[str, str], count: int, any_name: bool, report: Report) -> list[CaseFiles]:
     patterns = (_ANY, _ANY) if any_name else (_IMAGE, _MASK)
     files = [list_files(root, folder, pattern, report) for folder, pattern in zip(where, patterns, strict=True)]
     return list(pair_files(*files, where, report, count).values())
 
 
-def _check(root: Path, case: Case) -> list[Wrong]:
+def _check(root: Path, case: CaseFiles) -> list[Wrong]:
     """What is wrong with a picture and its mask."""
     from .volume_files import check_volume
 

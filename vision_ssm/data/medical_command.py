@@ -9,9 +9,10 @@ from pathlib import Path
 
 from ..files import write_json
 from . import acdc, amos, btcv, isic
+from .arguments import check_arguments, new_parser, progress
 from .layout import LayoutError, Progress, Report
 from .synapse import check_synapse
-from .volume_sets import Case, data_list
+from .volume_sets import CaseFiles, data_list
 
 __all__ = ["SETS", "MedicalSet", "main"]
 
@@ -30,7 +31,7 @@ class MedicalSet:
         size: "3D" for volumes, "2D" for pictures.
     """
 
-    check: Callable[[Path, int | None, Progress], tuple[Report, dict[str, list[Case]]]]
+    check: Callable[[Path, int | None, Progress], tuple[Report, dict[str, list[CaseFiles]]]]
     labels: Sequence[str]
     root: str
     file: str
@@ -63,24 +64,17 @@ SETS = {
 
 
 def _parser(title: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=title)
+    parser = new_parser(title)
     parser.add_argument("set", choices=SETS, help="which set")
     roots = ", ".join(dict.fromkeys(known.root for known in SETS.values()))
     parser.add_argument("root", nargs="?", type=Path, help=f"the set's folder ({roots})")
-    parser.add_argument("--jobs", type=int, help="threads that read")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report")
     parser.add_argument("--output", type=Path, metavar="FILE", help="data list to write (by default in the folder)")
     return parser
 
 
-def _progress(done: int, number: int) -> None:
-    if done % 50 == 0 or done == number:
-        print(f"\rchecked {done:,} of {number:,} cases", end="" if done < number else "\n", file=sys.stderr, flush=True)
-
-
 def _prepare(name: str, root: Path, args: argparse.Namespace) -> int:
     known = SETS[name]
-    report, splits = known.check(root, args.jobs, _progress)
+    report, splits = known.check(root, args.jobs, progress("checked", "cases", every=50))
     if args.json:
         write_json(args.json, report.as_dict())
     print("\n".join(report.lines()))
@@ -108,11 +102,7 @@ def main(title: str, argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser(title)
     args = parser.parse_args(argv)
-    if args.jobs is not None and args.jobs < 1:
-        parser.error(f"--jobs must be at least 1, got {args.jobs}")
-    for file in (args.json, args.output):
-        if file and not file.parent.is_dir():
-            parser.error(f"no folder {file.parent} to write {file.name} to")
+    check_arguments(parser, args)
     root = args.root or Path(SETS[args.set].root)
     try:
         return _prepare(args.set, root, args)

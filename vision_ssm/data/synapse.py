@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .btcv import Btcv, check_btcv, splits
 from .layout import Progress, Report
-from .volume_sets import Case
+from .volume_sets import CaseFiles
 
 __all__ = ["EXPECTED", "check_synapse"]
 
@@ -18,7 +18,7 @@ EXPECTED = Btcv(training=tuple(n for n in (*range(1, 11), *range(21, 41)) if n n
 
 def check_synapse(
     root: str | Path, jobs: int | None = None, progress: Progress | None = None, expected: Btcv = EXPECTED
-) -> tuple[Report, dict[str, list[Case]]]:
+) -> tuple[Report, dict[str, list[CaseFiles]]]:
     """Check BTCV's labelled volumes (see `check_btcv`) and split them as TransUNet does.
 
     Args:

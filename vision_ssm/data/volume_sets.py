@@ -18,7 +18,7 @@ import numpy as np
 
 from .layout import LayoutError, Missing, Progress, Report, Wrong, each, sizes
 
-__all__ = ["Case", "Cases", "check_cases", "data_list", "find_cases", "list_files", "pair_files", "split_cases"]
+__all__ = ["CaseFiles", "Cases", "check_cases", "data_list", "find_cases", "list_files", "pair_files", "split_cases"]
 
 _NAME = re.compile(r"(?:img|label)?(.+)\.nii\.gz")
 # Images, labels, images without labels: MONAI's and the decathlon's layout, and that of the challenge's archive.
@@ -31,7 +31,7 @@ _SPACING = 0.1, 20.0  # mm: beyond it the unit is wrong, or the header
 
 
 @dataclass(frozen=True)
-class Case:
+class CaseFiles:
     """An image and its label, if it has one: paths relative to the set's folder, with forward slashes."""
 
     image: str
@@ -51,8 +51,8 @@ class Cases:
 
     folder: Path
     where: tuple[str, str, str]
-    labelled: dict[str, Case]
-    test: dict[str, Case]
+    labelled: dict[str, CaseFiles]
+    test: dict[str, CaseFiles]
 
 
 def list_files(root: Path, folder: str, pattern: re.Pattern[str], report: Report) -> dict[str, str]:
@@ -79,7 +79,7 @@ def list_files(root: Path, folder: str, pattern: re.Pattern[str], report: Report
 
 def pair_files(
     images: dict[str, str], labels: dict[str, str], where: Sequence[str], report: Report, count: int = 0
-) -> dict[str, Case]:
+) -> dict[str, CaseFiles]:
     """Cases with an image and a label, by their key.
 
     Args:
@@ -94,7 +94,7 @@ def pair_files(
         there = images.get(key) or labels[key]
         lacking, folder = ("label", where[1]) if key in images else ("image", where[0])
         report.wrong.append(Wrong(there, f"has no {lacking} of its case", f"one in {folder}"))
-    return {key: Case(images[key], labels[key]) for key in sorted(images.keys() & labels.keys())}
+    return {key: CaseFiles(images[key], labels[key]) for key in sorted(images.keys() & labels.keys())}
 
 
 def find_cases(root: str | Path, report: Report) -> Cases:
@@ -117,7 +117,7 @@ def find_cases(root: str | Path, report: Report) -> Cases:
             report.wrong.append(Wrong(f"{folder}/{name}", "is not compressed", "a .nii.gz file: gzip it"))
     images, labels, test = (list_files(root, folder, _NAME, report) for folder in where)
     labelled = pair_files(images, labels, where, report)
-    return Cases(root, where, labelled, {key: Case(name) for key, name in sorted(test.items())})
+    return Cases(root, where, labelled, {key: CaseFiles(name) for key, name in sorted(test.items())})
 
 
 def _file(path: Path, name: str) -> list[Wrong]:
@@ -147,7 +147,7 @@ def _file(path: Path, name: str) -> list[Wrong]:
     return []
 
 
-def _check(folder: Path, classes: int, case: Case) -> list[Wrong]:
+def _check(folder: Path, classes: int, case: CaseFiles) -> list[Wrong]:
     """What is wrong with a case's files, each by itself and then together."""
     from .volume_files import check_volume
 
@@ -161,7 +161,7 @@ def _check(folder: Path, classes: int, case: Case) -> list[Wrong]:
 
 def check_cases(
     folder: Path,
-    cases: Sequence[Case],
+    cases: Sequence[CaseFiles],
     report: Report,
     classes: int,
     jobs: int | None = None,
@@ -208,7 +208,7 @@ def split_cases(keys: Sequence[str], validation: float, seed: int) -> tuple[list
 
 def data_list(
     labels: Sequence[str],
-    splits: Mapping[str, Sequence[Case]],
+    splits: Mapping[str, Sequence[CaseFiles]],
     name: str,
     description: str = "",
     folder: str | Path = ".",
@@ -239,7 +239,7 @@ def data_list(
     def path(name: str) -> str:
         return Path(os.path.normpath(os.path.join(start, name))).as_posix()
 
-    def entry(case: Case) -> str | dict[str, str]:
+    def entry(case: CaseFiles) -> str | dict[str, str]:
         return dict(image=path(case.image), label=path(case.label)) if case.label else path(case.image)
 
     entries = {split: [entry(case) for case in splits.get(split, ())] for split in ("training", "validation", "test")}

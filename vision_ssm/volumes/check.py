@@ -108,10 +108,9 @@ def check_volumes(
         log: called with lines.
 
     Raises:
-        DataError: files are missing or truncated; voxels or affines are not finite, or affines have no
-            inverse; shapes or affines of an image and its label
-            map differ; ids are outside the classes; or a volume is smaller than its crops, or may be
-            after a `CropForegroundd`, and nothing pads it.
+        DataError: files are missing or truncated; voxels or affines are not finite, or affines have no inverse; shapes
+            or affines of an image and its label map differ; ids are outside the classes; or a volume is smaller than
+            its crops, or may be after a `CropForegroundd`, and nothing pads it.
     """
 
     def problems() -> list[str]:

@@ -56,7 +56,7 @@ def _sequential(result: dict) -> str:
     whose = "mamba_ssm's sequential" if result["contender"] == "published reference" else "our `reference`"
     return (
         f"`{result['network']}` at {_size(result['patch'])}, forward, float32: {_seconds(ours)}; with {whose} scan in "
-        f"place of ours and nothing else changed, {result['ratio']:.0f} times as long."
+        f"place of ours and nothing else changed, {result['ratio']:.2g} times as long."
     )
 
 

@@ -329,6 +329,14 @@ def test_trains_a_step_and_tests(name, tta, tmp_path, monkeypatch):
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
 
 
+def test_outputs_are_those_of_the_classes():
+    model = segmentor(dict(type="Levels", num_classes=3))
+    model.expect_classes(("sky", "tree", "road"))
+    with pytest.raises(ConfigError, match="Levels of 3 classes, the data has 2: sky, tree"):
+        model.expect_classes(("sky", "tree"))
+    segmentor(dict(type="Levels", num_classes=1)).expect_classes(("skin", "lesion"))  # one logit, for a sigmoid
+
+
 def _resize(node, size: tuple[int, int]) -> None:
     if isinstance(node, dict):
         if node.get("type") == "Resize":

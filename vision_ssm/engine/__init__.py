@@ -12,7 +12,7 @@ if find_spec("mmengine") is None:
 
 from .config import ConfigError, load_config, packaged_configs
 from .launch import test, train
-from .network import build_network, class_logits, level_loss, network_state_dict
+from .network import build_network, check_classes, class_logits, level_loss, network_state_dict
 from .order import DataError
 from .precision import BFloat16OptimWrapper
 from .runner import Runner
@@ -23,6 +23,7 @@ __all__ = [
     "DataError",
     "Runner",
     "build_network",
+    "check_classes",
     "class_logits",
     "level_loss",
     "load_config",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..checkpoints import convert_state_dict, unwrap
 from .config import ConfigError
 
-__all__ = ["build_network", "class_logits", "level_loss", "network_state_dict"]
+__all__ = ["build_network", "check_classes", "class_logits", "level_loss", "network_state_dict"]
 
 
 def build_network(config: Mapping) -> nn.Module:
@@ -58,6 +58,19 @@ def network_state_dict(state_dict: Mapping[str, Tensor], model: nn.Module) -> di
     converted = convert_state_dict(unwrap(state_dict), model.network)
     rest = {name: value for name, value in own.items() if not name.startswith("network.")}
     return rest | {f"network.{name}": value for name, value in converted.items()}
+
+
+def check_classes(network: nn.Module, outputs: int, classes: Sequence[str]) -> None:
+    """Compare a network's outputs, one for two classes, with the classes of a data set.
+
+    Raises:
+        ConfigError: there are more or fewer.
+    """
+    if max(outputs, 2) != len(classes):
+        raise ConfigError(
+            f"`model.network` is a {type(network).__name__} of {outputs} classes, the data has {len(classes)}: "
+            f"{', '.join(classes)}"
+        )
 
 
 def class_logits(output: Tensor | Sequence[Tensor]) -> list[Tensor]:

@@ -12,7 +12,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from ..checkpoints import load_checkpoint
-from ..engine import ConfigError, build_network, class_logits, level_loss, network_state_dict
+from ..engine import ConfigError, build_network, check_classes, class_logits, level_loss, network_state_dict
 from ..medical import DenseNetwork, load_encoder
 
 __all__ = ["NetworkSegmentor"]
@@ -103,6 +103,14 @@ class NetworkSegmentor(EncoderDecoder):
                 f"`test_cfg` is {dict(self.test_cfg)}: expected mode='whole', or mode='slide', crop_size and stride"
             )
         self.register_load_state_dict_pre_hook(self._convert_in_place)
+
+    def expect_classes(self, classes: Sequence[str]) -> None:
+        """Compare the network's outputs with a data set's classes.
+
+        Raises:
+            ConfigError: there are more or fewer.
+        """
+        check_classes(self.network, self.network.num_classes, classes)
 
     def extract_feat(self, inputs: Tensor) -> list[Tensor]:
         """The logits of every level, full resolution first; those of one class with the background's before them."""

@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from ..checkpoints import load_checkpoint
-from ..engine import ConfigError, build_network, class_logits, network_state_dict
+from ..engine import build_network, check_classes, class_logits, network_state_dict
 from .case import Case
 from .loss import DeepSupervision
 from .windows import SlidingWindows
@@ -75,11 +75,7 @@ class VolumeSegmentor(BaseModel):
 
     def _compare(self, outputs: int) -> None:
         for classes in self._classes:
-            if max(outputs, 2) != len(classes):
-                raise ConfigError(
-                    f"`model.network` is a {type(self.network).__name__} of {outputs} classes, the data has "
-                    f"{len(classes)}: {', '.join(classes)}"
-                )
+            check_classes(self.network, outputs, classes)
 
     def _logits(self, image: Tensor) -> list[Tensor]:
         output = self.network(self._in_memory(image))

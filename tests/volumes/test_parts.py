@@ -190,9 +190,9 @@ def test_absent_organs():
     assert hausdorff95(none, some, spacing) == pytest.approx(math.sqrt(4**2 + 10**2 + 18**2))  # the diagonal
 
 
-def _sample(prediction, truth):
+def _sample(prediction, truth, image="a.nii.gz"):
     eye = torch.eye(4, dtype=torch.float64)
-    return dict(labels=prediction, case=Case("a.nii.gz", eye, eye, tuple(prediction.shape), truth))
+    return dict(labels=prediction, case=Case(image, eye, eye, tuple(prediction.shape), truth))
 
 
 def test_means_over_volumes_and_organs():
@@ -230,11 +230,14 @@ def test_the_table_shows_all_organs():
     )
 
 
-@pytest.mark.parametrize(("shape", "unit"), [((6, 5, 4), "mm"), ((6, 5), "pixels")])
-def test_distances_of_pictures_are_pixels(shape, unit):
+@pytest.mark.parametrize(
+    ("image", "shape", "unit"),
+    [("a.nii.gz", (6, 5, 4), "mm"), ("a.nii.gz", (6, 5), "mm"), ("a.png", (6, 5), "pixels")],
+)
+def test_distances_of_pictures_are_pixels(image, shape, unit):
     metric, truth = VolumeMetrics(("background", "lesion")), torch.zeros(shape, dtype=torch.uint8)
     truth[2:4, 1:3] = 1
-    metric.process({}, [_sample(truth.roll(1, 0), truth)])
+    metric.process({}, [_sample(truth.roll(1, 0), truth, image)])
     head, lesion, mean = metric._table(metric.compute_metrics(metric.results)).splitlines()
     assert head.endswith(f"HD95 ({unit})") and lesion.split()[-1] == "1.00"
     assert len(head) == len(lesion) == len(mean)

@@ -9,6 +9,8 @@ import torch
 
 pytest.importorskip("mmengine")
 pytest.importorskip("monai")
+from monai.data import MetaTensor
+from monai.transforms import Spacing
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from volumes import tiny_volumes
@@ -130,6 +132,28 @@ def test_outside_of_what_the_network_saw_is_background():
     expected = torch.zeros(7, 7, 7, dtype=torch.uint8)
     expected[2:5, 1:5, 3:5] = 1
     assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("slices", [82, 149, 150, 151])
+def test_no_slice_of_the_file_is_lost_at_the_border(slices):
+    """3 mm resampled to 2 mm: of some numbers of slices the last file voxel lies just on the border of the new grid."""
+    affine = oblique((1.5, 1.5, 3.0))
+    image = MetaTensor(torch.zeros(1, 4, 5, slices), affine=affine)
+    resampled = Spacing((1.5, 1.5, 2.0))(image)
+    case = Case("x.nii.gz", resampled.affine.double(), torch.from_numpy(affine), (4, 5, slices))
+    assert case.on_original_grid(torch.ones(resampled.shape[1:], dtype=torch.uint8)).all()
+
+
+def test_a_slice_in_a_nifti_file_stays_one(tmp_path):
+    affine = oblique()
+    labels = torch.randint(0, 3, (6, 5), dtype=torch.uint8)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((6, 5), np.int16), affine), tmp_path / "x.nii.gz")
+    case = Case(str(tmp_path / "x.nii.gz"), torch.from_numpy(affine), torch.from_numpy(affine), (6, 5))
+    path = case.save(labels, tmp_path / "out")
+    assert (path.name, case.name, case.unit) == ("x.nii.gz", "x.nii.gz", "mm")
+    written = nibabel.load(path)
+    assert np.array_equal(np.asanyarray(written.dataobj), labels.numpy())
+    np.testing.assert_allclose(written.affine, affine, atol=1e-5)
 
 
 def test_scaled_integers_of_several_channels(tmp_path):

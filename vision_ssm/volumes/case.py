@@ -24,6 +24,7 @@ def prediction_name(image: str) -> str:
 
 
 _SLAB = 1 << 18  # voxels
+_BORDER = 1e-3  # voxels
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Case:
     @property
     def unit(self) -> str:
         """Of distances: millimetres, but pixels for pictures, whose files know no others."""
-        return "mm" if len(self.original_shape) == 3 else "pixels"
+        return "pixels" if is_picture(Path(self.image)) else "mm"
 
     def on_original_grid(self, labels: Tensor) -> Tensor:
         """Class ids read at the centres of the file's voxels.
@@ -82,9 +83,10 @@ class Case:
             places = torch.meshgrid(*(side.to(labels.device, torch.float64) for side in sides), indexing="ij")
             read, inside = 0, True
             for row, side in zip(matrix[:axes], labels.shape, strict=True):
-                index = sum((place * step for place, step in zip(places, row[:axes], strict=True)), row[axes]).round()
-                inside = inside & (index >= 0) & (index < side)
-                read = read * side + index.clamp_(0, side - 1).long()
+                at = sum((place * step for place, step in zip(places, row[:axes], strict=True)), row[axes])
+                # A resampled grid may end just half a voxel before the file's: what is on its border is inside.
+                inside = inside & (at > -0.5 - _BORDER) & (at < side - 0.5 + _BORDER)
+                read = read * side + at.round_().clamp_(0, side - 1).long()
             result[slab[0] : slab[-1] + 1] = labels.reshape(-1)[read] * inside
         return result
 
@@ -96,9 +98,9 @@ class Case:
             folder: for a file of the image's name, written in one step.
         """
         ids = labels.cpu().numpy().astype(np.uint8)
-        if ids.ndim == 2:
+        if is_picture(Path(self.image)):
             picture = Image.fromarray(np.ascontiguousarray(ids.T))
-            return write_atomically((folder / self.name).with_suffix(".png"), picture.save)
+            return write_atomically(folder / self.name, picture.save)
         source = nibabel.load(self.image)
         header = nibabel.Nifti1Header.from_header(source.header, check=False)
         header.set_data_dtype(np.uint8)

@@ -1,5 +1,6 @@
 """U-Mamba and LMa-UNet: nnU-Net's plans, where the mixers stand and what they scan."""
 
+import copy
 import json
 from itertools import product
 
@@ -71,6 +72,13 @@ def test_inherited_configuration():
 def test_bad_plans(plans, configuration, message):
     with pytest.raises(ValueError, match=message):
         plan_arguments(plans, configuration)
+
+
+def test_layers_that_the_networks_have_not_are_refused():
+    given = copy.deepcopy(NEW)
+    given["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["norm_op"] = "torch.nn.BatchNorm3d"
+    with pytest.raises(ValueError, match=r"`norm_op` of the plan is .*BatchNorm3d.*: expected InstanceNorm2d"):
+        timm.create_model("umamba_bot_3d", plans=given, device="meta")
 
 
 def test_bad_plan_files(tmp_path):

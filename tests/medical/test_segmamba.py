@@ -55,5 +55,5 @@ def test_sizes():
     assert model(torch.empty(1, 1, 96, 96, 96, device="meta")).shape == (1, 13, 96, 96, 96)
     with pytest.raises(ValueError, match=r"expected multiples of \(16, 16, 16\)"):
         model(torch.empty(1, 1, 96, 96, 100, device="meta"))
-    with pytest.raises(ValueError, match="a map of 216 tokens cannot be cut into 16 equal pieces"):
+    with pytest.raises(ValueError, match="its map at stride 8 has 216 voxels, expected a multiple of 16"):
         model(torch.empty(1, 1, 48, 48, 48, device="meta"))

@@ -4,6 +4,7 @@ import copy
 import json
 
 import pytest
+import timm
 from nnunet.plan import configuration, flat, plans
 
 from vision_ssm.cli import main
@@ -83,6 +84,33 @@ def test_lma_unet_gets_its_published_windows_for_its_published_patches(patch, wi
     if dims == 3:
         one["architecture"]["arch_kwargs"]["strides"] = [[1, 1, 1], [1, 2, 2], [2] * 3, [2] * 3, [2] * 3, [1, 2, 2]]
     assert architecture("lma_unet", one)["arch_kwargs"]["window"] == window
+
+
+def test_rewritten_plans_make_the_same_network_in_timm():
+    """What the command set of the network's own counts there, too."""
+    new = rewrite_plans(plans(), "lma_unet", configurations=["3d_fullres"])
+    window = new["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["window"]
+    model = timm.create_model("lma_unet_3d", plans=new, device="meta")
+    assert model.mixers[-1][0].period == tuple(window) != (5, 7, 6)
+    with pytest.raises(ValueError, match="umamba_bot_3d takes no window, which the plan sets"):
+        timm.create_model("umamba_bot_3d", plans=new, device="meta")
+
+
+def test_plans_are_rewritten_from_one_network_to_another():
+    """Arguments of the first that the second does not have are left out; what a foreign plan has is refused."""
+    given = architecture("umamba_enc", configuration(3, 16))
+    given["arch_kwargs"]["channel_tokens"] = False
+    one = configuration(3, 16) | {"architecture": given}
+    assert architecture("umamba_enc", one)["arch_kwargs"]["channel_tokens"] is False
+    assert not {"channel_tokens", "input_size"} & architecture("lma_unet", one)["arch_kwargs"].keys()
+
+
+def test_arguments_of_the_network_are_kept():
+    given = configuration(3, 48)
+    with pytest.raises(ValueError, match="choose `slices`"):
+        architecture("segmamba", given)
+    given["architecture"]["arch_kwargs"]["slices"] = [24, 12, 6, 3]
+    assert architecture("segmamba", given)["arch_kwargs"]["slices"] == [24, 12, 6, 3]
 
 
 @pytest.mark.parametrize(("name", "strides"), [("swin_umamba", [1, 2, 2, 2]), ("swin_umamba_d", [1, 4, 2, 2])])

@@ -7,6 +7,7 @@ As in the code, not the paper: the pixel layer does not scan windows of neighbou
 lie a window apart, one sequence for each offset.
 """
 
+import inspect
 from collections.abc import Sequence
 
 import torch
@@ -156,7 +157,8 @@ default_cfgs = generate_default_cfgs({f"{name}.untrained": _cfg(name) for name i
 
 def _create(name: str, pretrained: bool, plans=None, configuration: str | None = None, **kwargs) -> LMaUNet:
     """Build a variant; an nnU-Net plan replaces its sizes."""
-    arguments = with_plan(name, _VARIANTS[name], plans, configuration, sized=False)
+    known = inspect.signature(LMaUNet).parameters.keys()
+    arguments = with_plan(name, _VARIANTS[name], plans, configuration, known)
     return create(LMaUNet, name, pretrained, checkpoint_filter_fn, **(arguments | kwargs))
 
 

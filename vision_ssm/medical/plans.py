@@ -2,20 +2,26 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import pydoc
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch.nn as nn
 
 __all__ = [
     "ABDOMEN_2D",
     "ABDOMEN_3D",
+    "PLAN_KEYS",
     "Plan",
+    "arch_kwargs",
     "axes",
     "configuration_of",
     "plan_arguments",
+    "planned_sizes",
     "strides_product",
     "with_plan",
-]
+]  # fmt: skip
 
 # The plans of U-Mamba's paper: abdominal MR in 2D (320x320, 7 stages) and in 3D (48x160x224, 6 stages).
 ABDOMEN_2D = dict(dims=2, features=(32, 64, 128, 256, 512, 512, 512))
@@ -102,19 +108,117 @@ def configuration_of(plans: Mapping, name: str, source: str = "the plan") -> dic
     return configuration_of(plans, parent, source) | found if parent else found
 
 
+# The layers of the networks that follow a plan. A plan may name others: they are refused, not replaced.
+_FIXED = {
+    "conv_op": (nn.Conv2d, nn.Conv3d),
+    "conv_bias": (True,),
+    "norm_op": (nn.InstanceNorm2d, nn.InstanceNorm3d),
+    "norm_op_kwargs": ({"eps": 1e-05, "affine": True},),
+    "dropout_op": (None,),
+    "nonlin": (nn.LeakyReLU,),
+    "nonlin_kwargs": ({"inplace": True}, {"inplace": False}, {}, None),
+    "nonlin_first": (False,),
+}
+_DEPTHS = ("n_blocks_per_stage", "n_conv_per_stage")
+# nnU-Net's names in `arch_kwargs`; the arguments of a dropout that is not there mean nothing.
+PLAN_KEYS = frozenset(
+    (*_FIXED, *_DEPTHS, "n_stages", "features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage_decoder",
+     "dropout_op_kwargs")
+)  # fmt: skip
+
+
+def _check_layers(name: str, dims: int, given: Mapping) -> None:
+    for key, supported in _FIXED.items():
+        value = given.get(key, supported[0])
+        if key in ("conv_op", "norm_op", "dropout_op", "nonlin") and isinstance(value, str):
+            value = pydoc.locate(value) or value
+        if value not in supported:
+            expected = " or ".join(dict.fromkeys(getattr(one, "__name__", str(one)) for one in supported))
+            raise ValueError(f"{name}: `{key}` of the plan is {value}: expected {expected}")
+        if key in ("conv_op", "norm_op") and key in given and not value.__name__.endswith(f"{dims}d"):
+            raise ValueError(f"{name}: `{key}` of the plan is {value.__name__}, its strides have {dims} axes")
+
+
+def planned_sizes(name: str, given: Mapping) -> dict:
+    """nnU-Net's `arch_kwargs` as `features`, `kernels`, `strides`, `depths` and `decoder_depths`.
+
+    Args:
+        name: of the network, or of the plan, for messages.
+        given: `arch_kwargs`; keys that are not in `PLAN_KEYS` are left alone.
+
+    Raises:
+        ValueError: a size is missing or does not fit the others, or the plan asks for other layers.
+    """
+    needed = ("strides", "features_per_stage", "kernel_sizes", "n_conv_per_stage_decoder")
+    missing = [key for key in needed if key not in given]
+    depths = [key for key in _DEPTHS if key in given]
+    if missing or len(depths) != 1:
+        missing += [] if depths else [" or ".join(_DEPTHS)]
+        raise ValueError(
+            f"{name}: the plan's arch_kwargs lack {', '.join(missing)}"
+            if missing
+            else f"{name}: the plan has both {' and '.join(_DEPTHS)}"
+        )
+    stages = len(given["strides"])
+    if given.get("n_stages", stages) != stages:
+        raise ValueError(f"{name}: the plan has {given['n_stages']} stages, but {stages} strides")
+    dims = len(given["strides"][0])
+    _check_layers(name, dims, given)
+
+    def each(key: str, count: int) -> tuple[int, ...]:
+        return (given[key],) * count if isinstance(given[key], int) else tuple(given[key])
+
+    return dict(
+        features=each("features_per_stage", stages),
+        kernels=axes(given["kernel_sizes"], dims),
+        strides=axes(given["strides"], dims),
+        depths=each(depths[0], stages),
+        decoder_depths=each("n_conv_per_stage_decoder", stages - 1),
+    )
+
+
+def _present(flat: Mapping) -> dict:
+    """The sizes of a configuration of nnU-Net up to 2.2 as `arch_kwargs`."""
+    kernels, width, most = flat["conv_kernel_sizes"], flat["UNet_base_num_features"], flat["unet_max_num_features"]
+    return dict(
+        n_stages=len(kernels),
+        features_per_stage=[min(width * 2**i, most) for i in range(len(kernels))],
+        kernel_sizes=[list(size) for size in kernels],
+        strides=[list(stride) for stride in flat["pool_op_kernel_sizes"]],
+        n_conv_per_stage=list(flat["n_conv_per_stage_encoder"]),
+        n_conv_per_stage_decoder=list(flat["n_conv_per_stage_decoder"]),
+    )
+
+
+def arch_kwargs(configuration: Mapping, name: str = "the plan") -> dict:
+    """The `arch_kwargs` of a configuration of nnU-Net's plans, also of the flat ones up to 2.2.
+
+    Raises:
+        ValueError: it lacks a key; it is named.
+    """
+    try:
+        if "architecture" in configuration:
+            return dict(configuration["architecture"]["arch_kwargs"])
+        return _present(configuration)
+    except KeyError as error:
+        raise ValueError(f"{name} has no {error}") from error
+
+
 def plan_arguments(plans: str | Path | Mapping, configuration: str = "3d_fullres") -> dict:
-    """Features, kernels, strides, depths and patch size of an nnU-Net v2 plan.
+    """Sizes of an nnU-Net v2 plan, and what it sets of the network's own.
 
     Args:
         plans: `nnUNetPlans.json`, or its content: of nnU-Net up to 2.2 (flat keys) or newer (`architecture`).
         configuration: "2d", "3d_fullres", "3d_lowres", ...
 
     Returns:
-        `dims`, `input_size`, `features`, `kernels`, `strides`, `depths`, `decoder_depths`.
+        `dims`, `input_size`, `features`, `kernels`, `strides`, `depths`, `decoder_depths`; of plans that were rewritten
+        for a network of this package its arguments too, such as `window`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is no plan, the configuration is missing, or the plan lacks a key; it is named.
+        ValueError: the file is no plan, the configuration is missing, the plan lacks a key, or it asks for layers that
+            the networks do not have.
     """
     source = "the plan" if isinstance(plans, Mapping) else str(plans)
     if not isinstance(plans, Mapping):
@@ -123,31 +227,14 @@ def plan_arguments(plans: str | Path | Mapping, configuration: str = "3d_fullres
         except json.JSONDecodeError as error:
             raise ValueError(f"{source} is no JSON: {error}") from error
     plan = configuration_of(plans, configuration, source)
-    try:
-        patch = tuple(plan["patch_size"])
-        if "architecture" in plan:
-            network = plan["architecture"]["arch_kwargs"]
-            kernels, strides = network["kernel_sizes"], network["strides"]
-            features = list(network["features_per_stage"])
-            depths = network["n_blocks_per_stage" if "n_blocks_per_stage" in network else "n_conv_per_stage"]
-            decoder_depths = network["n_conv_per_stage_decoder"]
-        else:
-            kernels, strides = plan["conv_kernel_sizes"], plan["pool_op_kernel_sizes"]
-            width, most = plan["UNet_base_num_features"], plan["unet_max_num_features"]
-            features = [min(width * 2**i, most) for i in range(len(kernels))]
-            depths, decoder_depths = plan["n_conv_per_stage_encoder"], plan["n_conv_per_stage_decoder"]
-    except KeyError as error:
-        raise ValueError(f"{source}: configuration {configuration!r} has no {error}") from error
-    stages, dims = len(features), len(patch)
-    return dict(
-        dims=dims,
-        input_size=patch,
-        features=tuple(features),
-        kernels=axes(kernels, dims),
-        strides=axes(strides, dims),
-        depths=(depths,) * stages if isinstance(depths, int) else tuple(depths),
-        decoder_depths=(decoder_depths,) * (stages - 1) if isinstance(decoder_depths, int) else tuple(decoder_depths),
-    )
+    name = f"{source}: configuration {configuration!r}"
+    if "patch_size" not in plan:
+        raise ValueError(f"{name} has no 'patch_size'")
+    given = arch_kwargs(plan, name)
+    sizes = planned_sizes(name, given)
+    own = {key: value for key, value in given.items() if key not in PLAN_KEYS | {"name", "input_size"}}
+    patch = tuple(plan["patch_size"])
+    return dict(dims=len(patch), input_size=patch, **sizes, **own)
 
 
 def with_plan(
@@ -155,7 +242,7 @@ def with_plan(
     arguments: Mapping,
     plans: str | Path | Mapping | None,
     configuration: str | None,
-    sized: bool,
+    known: Collection[str],
 ) -> dict:
     """The arguments of a network, its sizes replaced by those of an nnU-Net plan if one is given.
 
@@ -163,7 +250,10 @@ def with_plan(
         name: of the network, for messages.
         arguments: with `dims`.
         plans, configuration: of `plan_arguments`; "2d" or "3d_fullres" by default.
-        sized: whether the network takes an `input_size`.
+        known: arguments that the network takes.
+
+    Raises:
+        ValueError: the plan has other dimensions, or arguments that are another network's.
     """
     if plans is None:
         if configuration is not None:
@@ -173,6 +263,8 @@ def with_plan(
     plan = plan_arguments(plans, configuration or ("2d" if dims == 2 else "3d_fullres"))
     if plan["dims"] != dims:
         raise ValueError(f"{name} has {dims} dimensions, the plan {plan['dims']}")
-    if not sized:
+    if "input_size" not in known:
         del plan["input_size"]
+    if strange := sorted(plan.keys() - known):
+        raise ValueError(f"{name} takes no {', '.join(strange)}, which the plan sets: it was made for another network")
     return dict(arguments) | plan

@@ -8,6 +8,7 @@ As in the code, not the paper: the convolutional branches before each stage are 
 layer has no MLP.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -69,7 +70,7 @@ class SegMamba(DenseNetwork):
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.in_chans, self.num_classes = in_chans, num_classes
+        self.in_chans, self.num_classes, self.slices = in_chans, num_classes, tuple(slices)
         layers = ConvLayers(3, "instance_plain", slope=0.0, **dd)
         stem = nn.Conv3d(in_chans, features[0], 7, stride=2, padding=3, **dd)
         halve = [nn.Sequential(layers.make_norm(a), nn.Conv3d(a, b, 2, stride=2, **dd)) for a, b in pairwise(features)]
@@ -112,6 +113,17 @@ class SegMamba(DenseNetwork):
                 x = run(layer, self.grad_checkpointing, x)
             maps.append(run(tap, self.grad_checkpointing, x))
         return maps
+
+    def check_input(self, x: torch.Tensor) -> None:
+        """Raise ValueError unless every stage's map can be cut into its slices."""
+        super().check_input(x)
+        for step, cut in zip((2, 4, 8, 16), self.slices):
+            voxels = math.prod(side // step for side in x.shape[2:])
+            if voxels % cut:
+                raise ValueError(
+                    f"input of {tuple(x.shape[2:])}: its map at stride {step} has {voxels} voxels, expected a multiple "
+                    f"of {cut}, the `slices` there; sides whose product is a multiple of 2^15 fit, or choose `slices`"
+                )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.check_input(x)

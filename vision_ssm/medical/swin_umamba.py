@@ -28,7 +28,7 @@ __all__ = ["SwinUMamba", "SwinUMambaD"]
 class _ConvDecoder(SupervisedDecoder):
     """Up blocks from the deepest map to full resolution, then a residual block.
 
-    The heads are on the last four maps, but for the one at stride 2: strides 8, 4, 2 and 1 of five levels.
+    The heads are on the maps at strides 8, 4, 2 and 1; the deepest, at stride 16, has none.
     """
 
     grad_checkpointing = False

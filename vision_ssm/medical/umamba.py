@@ -8,6 +8,7 @@ Two different networks were published under these names. `umamba_*` is the prese
 on 2D abdominal MR, against 47.5 and 47.0 M).
 """
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -209,7 +210,8 @@ default_cfgs = generate_default_cfgs({f"{name}.untrained": _cfg(name) for name i
 def _create(name: str, pretrained: bool, plans=None, configuration: str | None = None, **kwargs) -> MixerUNet:
     """Build a variant; an nnU-Net plan replaces its sizes."""
     model_cls = UMambaV1 if "_v1_" in name else UMamba
-    arguments = with_plan(name, _VARIANTS[name], plans, configuration, sized=model_cls is UMamba)
+    known = inspect.signature(model_cls).parameters.keys()
+    arguments = with_plan(name, _VARIANTS[name], plans, configuration, known)
     return create(model_cls, name, pretrained, checkpoint_filter_fn, **(arguments | kwargs))
 
 

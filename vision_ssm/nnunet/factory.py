@@ -4,17 +4,16 @@
 """
 
 import inspect
-import pydoc
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import timm
-import torch.nn as nn
 
 from ..medical import DenseNetwork, model_names
+from ..medical.plans import PLAN_KEYS, planned_sizes
 
-__all__ = ["NETWORKS", "PLAN_KEYS", "Network", "NetworkTraits", "network_traits"]
+__all__ = ["NETWORKS", "Network", "NetworkTraits", "network_traits"]
 
 # Published names, which plans and trainers bear, and ours without `_2d` and `_3d`.
 NETWORKS = {
@@ -33,23 +32,6 @@ NETWORKS = {
     "MambaUNet": "mamba_unet",
 }
 
-# The layers of the networks that follow a plan. A plan may name others: they are refused, not replaced.
-_FIXED = {
-    "conv_op": (nn.Conv2d, nn.Conv3d),
-    "conv_bias": (True,),
-    "norm_op": (nn.InstanceNorm2d, nn.InstanceNorm3d),
-    "norm_op_kwargs": ({"eps": 1e-05, "affine": True},),
-    "dropout_op": (None,),
-    "nonlin": (nn.LeakyReLU,),
-    "nonlin_kwargs": ({"inplace": True}, {"inplace": False}, {}, None),
-    "nonlin_first": (False,),
-}
-_DEPTHS = ("n_blocks_per_stage", "n_conv_per_stage")
-# nnU-Net's names in `arch_kwargs`; the arguments of a dropout that is not there mean nothing.
-PLAN_KEYS = frozenset(
-    (*_FIXED, *_DEPTHS, "n_stages", "features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage_decoder",
-     "dropout_op_kwargs")
-)  # fmt: skip
 _SET_HERE = frozenset(("dims", "in_chans", "num_classes", "deep_supervision", "device", "dtype"))
 
 
@@ -116,45 +98,6 @@ def _no_deep_supervision(name: str) -> str:
     return f"{name} has no deep supervision: train it with `-tr nnUNetTrainerNoDeepSupervision`"
 
 
-def _check_layers(name: str, dims: int, given: Mapping) -> None:
-    for key, supported in _FIXED.items():
-        value = given.get(key, supported[0])
-        if key in ("conv_op", "norm_op", "dropout_op", "nonlin") and isinstance(value, str):
-            value = pydoc.locate(value) or value
-        if value not in supported:
-            expected = " or ".join(dict.fromkeys(getattr(one, "__name__", str(one)) for one in supported))
-            raise ValueError(f"{name}: `{key}` of the plan is {value}: expected {expected}")
-        if key in ("conv_op", "norm_op") and key in given and not value.__name__.endswith(f"{dims}d"):
-            raise ValueError(f"{name}: `{key}` of the plan is {value.__name__}, its strides have {dims} axes")
-
-
-def _sizes(name: str, given: Mapping) -> dict:
-    """nnU-Net's sizes as the networks name them."""
-    missing = [key for key in ("features_per_stage", "kernel_sizes", "n_conv_per_stage_decoder") if key not in given]
-    depths = [key for key in _DEPTHS if key in given]
-    if missing or len(depths) != 1:
-        missing += [] if depths else [" or ".join(_DEPTHS)]
-        raise ValueError(
-            f"{name} follows the plan, whose arch_kwargs lack {', '.join(missing)}"
-            if missing
-            else f"{name}: the plan has both {' and '.join(_DEPTHS)}"
-        )
-    stages = len(given["strides"])
-    if given.get("n_stages", stages) != stages:
-        raise ValueError(f"{name}: the plan has {given['n_stages']} stages, but {stages} strides")
-
-    def each(key: str, count: int) -> tuple[int, ...]:
-        return (given[key],) * count if isinstance(given[key], int) else tuple(given[key])
-
-    return dict(
-        features=each("features_per_stage", stages),
-        kernels=given["kernel_sizes"],
-        strides=given["strides"],
-        depths=each(depths[0], stages),
-        decoder_depths=each("n_conv_per_stage_decoder", stages - 1),
-    )
-
-
 def Network(
     input_channels: int,
     num_classes: int,
@@ -193,8 +136,7 @@ def Network(
     if deep_supervision and not traits.deep_supervision:
         raise ValueError(_no_deep_supervision(traits.name))
     if traits.follows_plan:
-        _check_layers(traits.name, dims, given)
-        own |= _sizes(traits.name, given)
+        own |= planned_sizes(traits.name, given)
     if traits.deep_supervision:
         own["deep_supervision"] = True
     model = timm.create_model(traits.name, in_chans=input_channels, num_classes=num_classes, **own)

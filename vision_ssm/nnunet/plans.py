@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..medical.plans import configuration_of, plan_arguments, strides_product
+from ..medical.plans import PLAN_KEYS, arch_kwargs, configuration_of, strides_product
 from .factory import NETWORKS, Network, NetworkTraits, network_traits
 
 __all__ = ["architecture", "plans_name", "rewrite_plans"]
@@ -33,19 +33,6 @@ def _published(network: str) -> str | None:
 def plans_name(network: str) -> str:
     """What nnU-Net's plans are called for a network: nnUNetUMambaEncPlans for "umamba_enc"."""
     return f"nnUNet{_published(network) or network}Plans"
-
-
-def _flat_sizes(configuration: Mapping) -> dict:
-    """The sizes of a flat configuration in the names of `arch_kwargs`."""
-    sizes = plan_arguments({"configurations": {"the plan's": configuration}}, "the plan's")
-    return dict(
-        n_stages=len(sizes["features"]),
-        features_per_stage=list(sizes["features"]),
-        kernel_sizes=[list(size) for size in sizes["kernels"]],
-        strides=[list(stride) for stride in sizes["strides"]],
-        n_conv_per_stage=list(sizes["depths"]),
-        n_conv_per_stage_decoder=list(sizes["decoder_depths"]),
-    )
 
 
 def _between(patch: Sequence[int], outputs: Sequence[torch.Tensor]) -> list[list[int]]:
@@ -90,11 +77,14 @@ def architecture(network: str, configuration: Mapping) -> dict:
     patch = list(configuration["patch_size"])
     traits = network_traits(network, len(patch))
     given = configuration.get("architecture")
-    planned = dict(given["arch_kwargs"]) if given else _flat_sizes(configuration)
+    planned = arch_kwargs(configuration)
     if "strides" not in planned:
         raise ValueError("the plan's arch_kwargs have no 'strides'")
-    kept = planned.keys() - _OURS if traits.follows_plan else {"strides"}
-    kwargs = {key: value for key, value in planned.items() if key in kept}
+    of_another = str((given or {}).get("network_class_name", "")).startswith("vision_ssm.")
+    kept = PLAN_KEYS | traits.arguments if of_another else planned.keys()
+    if not traits.follows_plan:
+        kept = {"strides", *traits.arguments}
+    kwargs = {key: value for key, value in planned.items() if key in kept and key not in _OURS}
     if published := _published(network):
         found = {"network_class_name": f"vision_ssm.nnunet.{published}"}
     else:

@@ -13,7 +13,7 @@ classes = (
     "background", "spleen", "right kidney", "left kidney", "gallbladder", "oesophagus", "liver", "stomach", "aorta",
     "inferior vena cava", "portal and splenic veins", "pancreas",
 )  # fmt: skip
-label_map = {i: i for i in range(len(classes))}
+label_map = {i: i if i < len(classes) else 0 for i in range(14)}
 _crop = (48, 48, 32)
 _both = ["image", "label"]
 _spacing = (5.0, 5.0, 5.0)

@@ -13,7 +13,7 @@ _base_ = ["../_base_/slices_224.py", "../_base_/volumes_runtime.py"]
 classes = (
     "background", "aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach",
 )  # fmt: skip
-label_map = {8: 1, 4: 2, 3: 3, 2: 4, 6: 5, 11: 6, 1: 7, 7: 8}
+label_map = {8: 1, 4: 2, 3: 3, 2: 4, 6: 5, 11: 6, 1: 7, 7: 8} | dict.fromkeys((5, 9, 10, 12, 13), 0)
 _data = dict(data_root="data/btcv", data_list="synapse8_18-12.json", classes=classes, label_map=label_map)
 _both = ["image", "label"]
 _scale = dict(type="ScaleIntensityRanged", keys=["image"], a_min=-125, a_max=275, b_min=0.0, b_max=1.0, clip=True)

@@ -112,6 +112,9 @@ def test_find_volumes(work):
     assert [case.image.name for case in cases] == ["img0.nii.gz", "img2.nii.gz"]
     assert cases[0].prediction == work / "predictions/img0.nii.gz"
     assert len(find_volumes(_items(work), work / "predictions", 1)) == 1
+    several = [item | {"image": [item["image"], "other.nii.gz"]} for item in _items(work)]
+    pictures = [dict(image="a.png", label="b.png")]
+    assert find_volumes([*pictures, *several], work / "predictions", 5) == cases
 
 
 def test_a_prediction_on_another_grid_is_refused(work):

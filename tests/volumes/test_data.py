@@ -15,14 +15,16 @@ pytest.importorskip("mmengine")
 pytest.importorskip("monai")
 from mmengine.hooks import Hook
 from monai.data import MetaTensor
-from monai.transforms import Orientationd, Resized, Spacingd
+from monai.transforms import LoadImaged, Orientationd, Resized, Spacingd
+from nibabel.affines import voxel_sizes
 from volumes import tiny_volumes
 from volumes.tiny_volumes import CROPS, arrays, loading, oblique, save
 
+from vision_ssm.data.volume_files import read_grid, read_volume
 from vision_ssm.engine import ConfigError, DataError, train
 from vision_ssm.engine.order import Order, Seeded
 from vision_ssm.volumes import VolumeDataset, build_transforms
-from vision_ssm.volumes.check import size_for_crops
+from vision_ssm.volumes.check import sizes_at_crops
 
 
 class WithoutFiles(Hook):
@@ -139,7 +141,7 @@ def test_cut_file_of_the_folder_is_made_again(left, root, tmp_path):
 
 
 def test_label_map_merges_and_drops(whole):
-    changes = dict(classes=("background", "box"), label_map={2: 1})
+    changes = dict(classes=("background", "box"), label_map={1: 0, 2: 1})
     train_ids = torch.cat([_dataset(whole, **changes)[i]["label"].unique() for i in range(3)]).unique()
     assert train_ids.tolist() == [0, 1]
     truth = _dataset(whole, "validation", **changes)[0]["case"].truth
@@ -373,7 +375,47 @@ def test_good_files_are_read_once(root):
 
 def test_labels_of_other_sets_pass_where_they_are_mapped(root):
     _strange_ids(root)
-    _dataset(root, classes=("background", "box"), label_map={2: 1}).check()
+    _dataset(root, classes=("background", "box"), label_map={1: 0, 2: 1, 7: 0, 9: 0}).check()
+    with pytest.raises(
+        DataError, match=r"label0001\.nii\.gz: has ids outside the classes: 7, 9 \(expected one of 0, 1, 2"
+    ):
+        _dataset(root, classes=("background", "box"), label_map={1: 0, 2: 1}).check()
+
+
+def test_images_are_looked_at_as_they_are_stored(root):
+    """Integers with a slope become float64 when they are scaled: eight bytes a voxel, in each of several threads."""
+    image = nibabel.load(root / "imagesTr/img0001.nii.gz")
+    stored = nibabel.Nifti1Image(np.zeros(image.shape, np.int16), image.affine)
+    stored.header.set_slope_inter(0.5, -100)
+    nibabel.save(stored, root / "imagesTr/img0001.nii.gz")
+    assert read_volume(root / "imagesTr/img0001.nii.gz").voxels.dtype == np.float64
+    assert read_volume(root / "imagesTr/img0001.nii.gz", scaled=False).voxels.dtype == np.int16
+    _dataset(root).check()
+
+
+def test_list_in_a_folder_of_its_own(root):
+    """Its paths are relative to itself."""
+    (root / "lists").mkdir()
+    content = json.loads((root / "dataset_0.json").read_text())
+    for entries in content.values():
+        for entry in entries if isinstance(entries, list) else []:
+            entry.update({key: f"../{path}" for key, path in entry.items()})
+    (root / "lists/mine.json").write_text(json.dumps(content))
+    dataset = _dataset(root, data_list="lists/mine.json")
+    dataset.check()
+    assert torch.isfinite(dataset[0]["image"]).all()
+
+
+def test_voxel_sizes_of_files_with_a_wrong_sform(tmp_path):
+    """ACDC's have one of 1 mm; sizes and qform are right, and are what MONAI goes by."""
+    path = tmp_path / "x.nii.gz"
+    image = nibabel.Nifti1Image(np.zeros((20, 18, 9), np.int16), np.diag([-1.0, -1.0, 1.0, 1.0]))
+    image.set_qform(np.diag([1.5, 1.25, 10, 1]), code=1)
+    nibabel.save(image, path)
+    assert nibabel.load(path).affine[2, 2] == 1
+    np.testing.assert_allclose(voxel_sizes(read_grid(path).affine), (1.5, 1.25, 10))
+    loaded = LoadImaged(["image"])({"image": str(path)})["image"]
+    np.testing.assert_allclose(loaded.affine.numpy(), read_grid(path).affine, atol=1e-5)
 
 
 # Small volumes
@@ -402,6 +444,31 @@ def test_what_is_left_of_the_foreground_may_be_smaller_than_the_crops(whole):
             _dataset(whole, transforms=order).check()
 
 
+def _crops(**kwargs) -> dict:
+    return dict(keys=["image", "label"], **kwargs)
+
+
+_EVERY_CROP = [
+    dict(type="RandSpatialCropd", **_crops(roi_size=30)),
+    dict(type="RandSpatialCropSamplesd", **_crops(roi_size=(30, 8, -1), num_samples=2, random_size=False)),
+    dict(type="RandWeightedCropd", **_crops(w_key="label", spatial_size=30)),
+    dict(type="RandCropByPosNegLabeld", **_crops(label_key="label", spatial_size=30)),
+    dict(type="RandCropByLabelClassesd", **_crops(label_key="label", spatial_size=[30, 4, 4], num_classes=3)),
+]
+
+
+@pytest.mark.parametrize("crop", _EVERY_CROP, ids=lambda crop: crop["type"])
+def test_every_crop_is_compared_with_the_volumes(crop, tmp_path):
+    """Sizes that are given as one number, too; the second and third side are long enough, or taken whole."""
+    root = tiny_volumes.write(tmp_path, train=1, val=1, shape=(20, 40, 40))
+    steps = [step for step in loading("image", "label") if step["type"] != "CropForegroundd"]
+    _dataset(root, transforms=[*steps, dict(type="SpatialPadd", **_crops(spatial_size=30)), crop]).check()
+    _dataset(root, transforms=[*steps, dict(type="DivisiblePadd", **_crops(k=15)), crop]).check()
+    for short in ([], [dict(type="SpatialPadd", **_crops(spatial_size=24))]):
+        with pytest.raises(DataError, match=r"20x40x40 voxels .* its crops 30x.*: add a SpatialPadd of that size"):
+            _dataset(root, transforms=[*steps, *short, crop]).check()
+
+
 @pytest.mark.parametrize("affine", [oblique(), oblique()[:, [2, 0, 1, 3]], np.diag([-0.7, 2.0, 5.0, 1.0])])
 def test_size_at_the_training_spacing(affine):
     """Of the header alone it is what the transforms make of the volume, but for a voxel of rounding."""
@@ -414,5 +481,5 @@ def test_size_at_the_training_spacing(affine):
     data = {"image": MetaTensor(torch.zeros(1, *shape), affine=affine)}
     for step in steps:
         data = step(data)
-    assert np.abs(size_for_crops(shape, affine, steps) - data["image"].shape[1:]).max() <= 1
+    assert np.abs(sizes_at_crops(shape, affine, steps).padded - data["image"].shape[1:]).max() <= 1
     assert nibabel.aff2axcodes(data["image"].affine.numpy()) == ("R", "A", "S")

@@ -85,6 +85,8 @@ def _compare(cases: Cases, report: Report, expected: Btcv) -> None:
         report.lack(cases.where[2], [f"img{key}.nii.gz" for key in test - cases.test.keys()])
     elif test:
         report.notes.append(f"no images in {cases.where[2]}: training and validation need none")
+    if not test:  # a set of BTCV's labelled volumes alone
+        cases.test.clear()
     for found, known in ((cases.labelled, numbers), (cases.test, test)):
         for key in sorted(found.keys() - known):
             report.notes.append(f"{found.pop(key).image} is not of BTCV and is left out")

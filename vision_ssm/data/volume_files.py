@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import nibabel
 import numpy as np
+from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from PIL import Image
@@ -64,11 +65,30 @@ def read_grid(path: str | Path) -> Grid:
         with Image.open(path) as picture:
             return Grid(picture.size, np.eye(4))
     image = nibabel.load(path)
-    return Grid(image.shape[:3], image.affine)
+    return Grid(image.shape[:3], _affine(image))
 
 
-def read_volume(path: str | Path) -> Volume:
+def _affine(image: nibabel.spatialimages.SpatialImage) -> np.ndarray:
+    """Of voxel indices to millimetres.
+
+    Some NIfTI files, ACDC's among them, have an sform of 1 mm voxels beside the right sizes and qform. As MONAI's
+    reader does, the qform is then taken.
+    """
+    if isinstance(image, nibabel.Nifti1Pair) and not affine_problems("", image.affine):
+        axes = min(image.ndim, 3)
+        sizes, qform = image.header.get_zooms()[:axes], image.get_qform()
+        right, other = (np.allclose(voxel_sizes(one)[:axes], sizes) for one in (image.affine, qform))
+        if other and not right:
+            return qform
+    return image.affine
+
+
+def read_volume(path: str | Path, scaled: bool = True) -> Volume:
     """Read a whole file.
+
+    Args:
+        path: its name.
+        scaled: apply the slope and intercept of its header, which makes float64 of integers.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -79,11 +99,13 @@ def read_volume(path: str | Path) -> Volume:
         with Image.open(path) as picture:
             return Volume(np.asarray(picture).swapaxes(0, 1), np.eye(4), 2)
     image = nibabel.load(path)
-    return Volume(np.asanyarray(image.dataobj), image.affine, min(image.ndim, 3))
+    stored = image.dataobj
+    voxels = np.asanyarray(stored) if scaled or not hasattr(stored, "get_unscaled") else stored.get_unscaled()
+    return Volume(voxels, _affine(image), min(image.ndim, 3))
 
 
 def read_labels(path: str | Path) -> np.ndarray:
-    """Class ids of a label file, int64 in the file's order of axes; a single channel at the end is dropped.
+    """Class ids of a label file, integers in the file's order of axes; a single channel at the end is dropped.
 
     Raises:
         ValueError: the values are no ids.
@@ -94,16 +116,19 @@ def read_labels(path: str | Path) -> np.ndarray:
         voxels = voxels[..., 0]
     if voxels.ndim != volume.axes:
         raise ValueError(f"{path} has {voxels.shape[-1]} channels, expected one, of class ids")
+    if voxels.dtype.kind != "f":
+        return voxels.astype(np.uint8) if voxels.dtype == bool else voxels
     with np.errstate(invalid="ignore"):
         ids = voxels.astype(np.int64)
-    if voxels.dtype.kind == "f" and not np.array_equal(ids, voxels):
+    if not np.array_equal(ids, voxels):
         raise ValueError(f"{path} has values that are no whole numbers, expected class ids")
     return ids
 
 
 def _present(ids: np.ndarray) -> set[int]:
     if ids.min(initial=0) >= 0 and ids.max(initial=0) < 1 << 16:  # far faster than sorting
-        return set(np.flatnonzero(np.bincount(ids.ravel())).tolist())
+        slabs = (np.bincount(slab.ravel(), minlength=1 << 16) for slab in ids)  # each as int64 for a moment
+        return set(np.flatnonzero(sum(slabs, np.zeros(1 << 16, np.int64))).tolist())
     return set(np.unique(ids).tolist())
 
 
@@ -149,10 +174,10 @@ def check_volume(
         inverse, shapes or affines that differ (corners further apart than a tenth of a voxel), ids that no class has.
     """
     wrong: list[Wrong] = []
-    first: Volume | None = None
+    first: Grid | None = None
     for path in [images] if isinstance(images, (str, Path)) else images:
         try:
-            volume = read_volume(path)
+            volume = read_volume(path, scaled=False)  # a tenth of the memory, where integers have a slope
         except _UNREADABLE as error:
             wrong.append(_unreadable(Path(path), error))
             continue
@@ -161,7 +186,8 @@ def check_volume(
         wrong += affine_problems(path, volume.affine)
         if first is not None and volume.shape != first.shape:
             wrong.append(Wrong(str(path), f"has {_by(volume.shape)} voxels", f"{_by(first.shape)}, as other channels"))
-        first = first or volume
+        first = first or Grid(volume.shape, volume.affine)
+        del volume  # not beside the label map
     if label is not None:
         wrong += checked_labels(label, first, allowed)[1]
     return wrong
@@ -177,7 +203,7 @@ def checked_grid(path: Path | str) -> tuple[Grid, list[Wrong]]:
 
 
 def checked_labels(
-    path: Path | str, image: Grid | Volume | None = None, allowed: Collection[int] | None = None
+    path: Path | str, image: Grid | None = None, allowed: Collection[int] | None = None
 ) -> tuple[np.ndarray, list[Wrong]]:
     """Read a label map, and look at it as at one of its image.
 
@@ -201,7 +227,8 @@ def checked_labels(
         wrong.append(Wrong(str(path), f"its affine puts voxels {drift:.1f} voxels off", "the affine of its image"))
     if allowed is not None and (strange := sorted(_present(ids) - set(allowed))):
         some = ", ".join(map(str, strange[:_SHOWN])) + (", ..." if len(strange) > _SHOWN else "")
-        known = f"ids of {len(allowed)} classes" if isinstance(allowed, range) else ", ".join(map(str, sorted(allowed)))
+        several = f"one of {', '.join(map(str, sorted(allowed)))}"
+        known = f"ids of {len(allowed)} classes" if isinstance(allowed, range) else several
         wrong.append(Wrong(str(path), f"has ids outside the classes: {some}", known))
     return ids, wrong
 

@@ -11,7 +11,10 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from numpy.typing import NDArray
 
+from ..data.volume_files import is_picture
+from ..engine.data_check import check_samples
 from ..files import write_atomically, write_json
+from ..volumes.case import prediction_name
 
 __all__ = ["VolumeSheet", "Volumes", "draw", "find_volumes", "planes"]
 
@@ -139,18 +142,19 @@ def draw(
 
 
 def find_volumes(items: Sequence[Mapping], predictions: str | Path, most: int) -> list[Volumes]:
-    """The first cases that have a prediction.
+    """The first volumes that have a prediction; pictures are left out.
 
     Args:
-        items: `image` and `label` of each case, as a `VolumeDataset` has them.
+        items: `image` and `label` of each case, as a `VolumeDataset` has them; of several channels the first counts.
         predictions: folder of predictions, each with its image's name.
         most: number of cases.
     """
     found = []
     for item in items:
-        prediction = Path(predictions) / Path(item["image"]).name
-        if "label" in item and prediction.is_file():
-            found.append(Volumes(Path(item["image"]), Path(item["label"]), prediction))
+        image = Path(item["image"] if isinstance(item["image"], str) else item["image"][0])
+        prediction = Path(predictions) / prediction_name(image)
+        if "label" in item and not is_picture(image) and prediction.is_file():
+            found.append(Volumes(image, Path(item["label"]), prediction))
     return found[:most]
 
 
@@ -179,6 +183,7 @@ class VolumeSheet(Hook):
             for metric in getattr(getattr(loop, "evaluator", None), "metrics", ()):
                 if getattr(metric, "output_dir", "") is None:
                     metric.output_dir = str(Path(runner.work_dir) / self.predictions)
+                    check_samples(loop)  # again: predictions of one name would now replace each other
                 elif getattr(metric, "output_dir", ""):
                     self.predictions = metric.output_dir
 

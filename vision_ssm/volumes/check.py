@@ -1,15 +1,18 @@
 """The files of a data set of volumes, looked at before a training."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from monai.transforms import (
     CropForegroundd,
+    DivisiblePadd,
     Orientationd,
     RandCropByLabelClassesd,
     RandCropByPosNegLabeld,
     RandSpatialCropd,
     RandSpatialCropSamplesd,
+    RandWeightedCropd,
     Resized,
     ResizeWithPadOrCropd,
     Spacingd,
@@ -24,9 +27,11 @@ from ..data.volume_files import check_volume, read_grid
 from ..engine import DataError
 from ..engine.data_check import checked_once, file_stamp
 
-__all__ = ["check_volumes", "size_for_crops", "told"]
+__all__ = ["check_volumes", "sizes_at_crops", "told"]
 
-_CROPS = (RandCropByPosNegLabeld, RandCropByLabelClassesd, RandSpatialCropd, RandSpatialCropSamplesd)
+_CROPS = (
+    RandCropByLabelClassesd, RandCropByPosNegLabeld, RandSpatialCropd, RandSpatialCropSamplesd, RandWeightedCropd,
+)  # fmt: skip
 
 
 def told(wrong: Wrong) -> str:
@@ -34,61 +39,109 @@ def told(wrong: Wrong) -> str:
     return f"{wrong.file}: {wrong.what} (expected {wrong.expected})"
 
 
-def size_for_crops(shape: Sequence[int], affine: np.ndarray, transforms: Sequence[Transform]) -> np.ndarray:
-    """About how many voxels a volume has where crops are taken, of its header alone.
+@dataclass
+class _Sizes:
+    """What is known of a volume's sides, of its header alone, after some of the transforms.
+
+    Attributes:
+        spacing: of its voxels.
+        about: voxels, if nothing had been padded.
+        padded: voxels.
+        least: voxels, whatever the foreground is.
+    """
+
+    spacing: np.ndarray
+    about: np.ndarray
+    padded: np.ndarray
+    least: np.ndarray
+
+    def change(self, function: Callable[[np.ndarray], np.ndarray], pads: bool = False) -> None:
+        """Change the numbers of voxels, but for that without padding if the step pads."""
+        self.about = self.about if pads else function(self.about)
+        self.padded, self.least = function(self.padded), function(self.least)
+
+
+def _per_axis(asked: int | Sequence[int], axes: int) -> np.ndarray:
+    """One number for each axis; those that are not above 0 ask for nothing."""
+    return np.broadcast_to(np.array(asked, dtype=float), axes)
+
+
+def sizes_at_crops(shape: Sequence[int], affine: np.ndarray, transforms: Sequence[Transform]) -> _Sizes:
+    """About how many voxels a volume has where crops are taken.
 
     Args:
         shape, affine: of the file.
-        transforms: of the data set; those that turn axes, change the spacing or resize count.
+        transforms: of the data set; those before the first crop that turn axes, change the spacing, resize, cut the
+            foreground or pad count.
     """
-    sizes, spacing = np.array(shape, dtype=float), voxel_sizes(affine)[: len(shape)]
-    for step in transforms:
-        if isinstance(step, Orientationd) and len(shape) == 3 and step.ornt_transform.axcodes:
-            change = ornt_transform(io_orientation(affine), axcodes2ornt(step.ornt_transform.axcodes))
-            order = np.argsort(change[:, 0])
-            sizes, spacing = sizes[order], spacing[order]
-        elif isinstance(step, Spacingd):
-            target = np.broadcast_to(np.array(step.spacing_transform.pixdim, dtype=float), sizes.shape)
-            target = np.where(target > 0, target, spacing)
-            sizes, spacing = np.rint((sizes - 1) * spacing / target) + 1, target
-        elif isinstance(step, Resized):
-            asked = np.broadcast_to(np.array(step.resizer.spatial_size), sizes.shape)
-            sizes = np.where(asked > 0, asked, sizes)
-    return sizes.astype(int)
-
-
-def _crop_size(transforms: Sequence[Transform]) -> np.ndarray | None:
+    axes = len(shape)
+    voxels = np.array(shape, dtype=float)
+    sizes = _Sizes(voxel_sizes(affine)[:axes], voxels, voxels, voxels)
     for step in transforms:
         if isinstance(step, _CROPS):
-            cropper = step.cropper
-            size = getattr(cropper, "spatial_size", None)
-            return np.array(size if size is not None else getattr(cropper, "roi_size", None))
-    return None
-
-
-def _before_crops(transforms: Sequence[Transform]) -> tuple[bool, bool]:
-    """Whether the foreground alone comes to the crops, at whatever size, and whether it, or the whole, is padded."""
-    foreground = padded = False
-    for step in transforms:
-        if isinstance(step, CropForegroundd):
-            foreground, padded = True, False
-        elif isinstance(step, (SpatialPadd, ResizeWithPadOrCropd, Resized)):
-            foreground, padded = False, padded or not isinstance(step, Resized)
-        elif isinstance(step, _CROPS):
             break
-    return foreground, padded
+        if isinstance(step, Orientationd) and axes == 3 and step.ornt_transform.axcodes:
+            turn = ornt_transform(io_orientation(affine), axcodes2ornt(step.ornt_transform.axcodes))
+            order = np.argsort(turn[:, 0])
+            sizes.spacing = sizes.spacing[order]
+            sizes.change(lambda n, order=order: n[order])
+        elif isinstance(step, Spacingd):
+            asked = _per_axis(step.spacing_transform.pixdim, axes)
+            target = np.where(asked > 0, asked, sizes.spacing)
+            scale, sizes.spacing = sizes.spacing / target, target
+            sizes.change(lambda n, scale=scale: np.maximum(np.rint((n - 1) * scale) + 1, 1))
+        elif isinstance(step, CropForegroundd):
+            sizes.least = np.ones(axes)
+        elif isinstance(step, Resized):
+            asked = _per_axis(step.resizer.spatial_size, axes)
+            if step.resizer.size_mode == "longest":
+                sizes.change(lambda n, asked=asked: np.rint(n * asked / n.max()))
+            else:
+                sizes.change(lambda n, asked=asked: np.where(asked > 0, asked, n))
+        elif isinstance(step, ResizeWithPadOrCropd):
+            asked = _per_axis(step.padder.padder.spatial_size, axes)
+            sizes.change(lambda n, asked=asked: np.where(asked > 0, asked, n), pads=True)
+        elif isinstance(step, SpatialPadd):
+            asked = _per_axis(step.padder.spatial_size, axes)
+            sizes.change(lambda n, asked=asked: np.maximum(n, asked), pads=True)
+        elif isinstance(step, DivisiblePadd):
+            unit = np.maximum(_per_axis(step.padder.k, axes), 1)
+            sizes.change(lambda n, unit=unit: np.ceil(n / unit) * unit, pads=True)
+    return sizes
 
 
-def _small(item: Mapping, transforms: Sequence[Transform]) -> str | None:
-    """A line about a volume that is smaller than the crops."""
-    crop = _crop_size(transforms)
-    path = item["image"] if isinstance(item["image"], str) else item["image"][0]
-    shape, affine = read_grid(path)
-    size = size_for_crops(shape, affine, transforms)
-    if crop is None or crop.shape != size.shape or (size >= crop).all():
-        return None
-    sizes = ["x".join(map(str, one)) for one in (size, crop)]
-    return f"{path} has about {sizes[0]} voxels at the training's spacing, its crops {sizes[1]}"
+def _crop_size(transforms: Sequence[Transform], axes: int) -> np.ndarray:
+    """Voxels of the first crop; 0 without one, and where it takes an axis whole."""
+    crop = next((step for step in transforms if isinstance(step, _CROPS)), None)
+    while crop is not None and hasattr(crop, "cropper"):  # the transform of arrays inside that of dictionaries
+        crop = crop.cropper
+    asked = getattr(crop, "spatial_size", None) or getattr(crop, "roi_size", None) or 0
+    return np.maximum(_per_axis(asked, axes), 0)
+
+
+def _by(sizes: np.ndarray) -> str:
+    return "x".join(str(int(one)) for one in sizes)
+
+
+def _check_sizes(items: Sequence[Mapping], transforms: Sequence[Transform], log: Callable[[str], object]) -> None:
+    """Compare volumes with the crops of training, and say which ones are padded."""
+    padded = []
+    for item in items:
+        path = item["image"] if isinstance(item["image"], str) else item["image"][0]
+        shape, affine = read_grid(path)
+        sizes, crop = sizes_at_crops(shape, affine, transforms), _crop_size(transforms, len(shape))
+        line = f"{path} has about {_by(sizes.about)} voxels at the training's spacing, its crops {_by(crop)}"
+        if (sizes.padded < crop).any():
+            raise DataError(f"{line}: add a SpatialPadd of that size before the crop")
+        if (sizes.least < crop).any():
+            raise DataError(
+                f"a CropForegroundd may leave less than crops of {_by(crop)}: add a SpatialPadd between them"
+            )
+        if (sizes.about < crop).any():
+            padded.append(line)
+    if padded:
+        more = f" (and {len(padded) - 1} more)" if len(padded) > 1 else ""
+        log(f"{padded[0]}{more}: they are padded")
 
 
 def check_volumes(
@@ -99,7 +152,7 @@ def check_volumes(
 ) -> None:
     """Read all images and label maps, in threads; what was found good is not read again.
 
-    Volumes that are smaller than the crops are told to `log` where `SpatialPadd` pads them.
+    Volumes that are smaller than the crops are told to `log` where a transform pads them.
 
     Args:
         items: `image` and perhaps `label` of each volume.
@@ -121,14 +174,5 @@ def check_volumes(
 
     paths = [path for item in items for path in (item["image"], item.get("label")) if path]
     files = [one for path in paths for one in ([path] if isinstance(path, str) else path)]
-    checked_once([f"volumes {allowed}", *map(file_stamp, files)], problems)
-    small = [line for item in items if (line := _small(item, transforms))]
-    more = f" (and {len(small) - 1} more)" if len(small) > 1 else ""
-    foreground, padded = _before_crops(transforms)
-    if small and not padded:
-        raise DataError(f"{small[0]}{more}: add a SpatialPadd of that size before the crop")
-    if foreground and (crop := _crop_size(transforms)) is not None:
-        size = "x".join(map(str, crop))
-        raise DataError(f"a CropForegroundd may leave less than crops of {size}: add a SpatialPadd between them")
-    if small and log:
-        log(f"{small[0]}{more}: they are padded")
+    checked_once([f"volumes {sorted(allowed)}", *map(file_stamp, files)], problems)
+    _check_sizes(items, transforms, log or (lambda line: None))

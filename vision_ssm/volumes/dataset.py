@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,8 +39,10 @@ def _content(path: Path) -> object:
 
 def _listed(data_list: str | Mapping, split: str, root: Path) -> list[dict]:
     """Paths of a split: `image`, one or several for channels, and `label` where there is one."""
-    where = root / data_list if isinstance(data_list, str) else "`data_list`"
-    content = _content(where) if isinstance(data_list, str) else data_list
+    where, content = "`data_list`", data_list
+    if isinstance(data_list, str):
+        where = root / data_list
+        root, content = where.parent, _content(where)
     if not isinstance(content, Mapping) or not isinstance(content.get(split), list):
         found = [key for key, value in content.items() if isinstance(value, list)] if hasattr(content, "items") else []
         raise DataError(f"{where} has no list {split!r}" + (f", only {', '.join(found)}" if found else ""))
@@ -77,13 +79,15 @@ class VolumeDataset(torch.utils.data.Dataset):
     the sample's position in the run.
 
     Args:
-        data_root: folder that the list's paths are relative to.
-        data_list: JSON file in `data_root`, or what it would hold: lists of `{"image": path, "label": path}` by split;
-            for several channels in several files `image` is a list.
+        data_root: folder of the set.
+        data_list: JSON file in `data_root`, with paths relative to the file's own folder; or what such a file holds,
+            with paths relative to `data_root`: lists of `{"image": path, "label": path}` by split. For several
+            channels in several files `image` is a list.
         split: "training", "validation", "test" or whatever the list has.
         transforms: of MONAI, by class name and arguments (see `build_transforms`), over "image" and "label".
         classes: names, the background's first.
-        label_map: ids in the files (0 to 65535) to ids of classes; ids without an entry become background.
+        label_map: ids in the files (0 to 65535) to ids of classes. 0 stays background; any other id that the files
+            hold needs an entry, `{5: 0}` if it is to become background.
         test_mode: whole volumes, for evaluation.
         cache_rate: fraction of the volumes that is kept in memory as it is before the first random transform; for
             each process of a run.
@@ -210,9 +214,9 @@ class VolumeDataset(torch.utils.data.Dataset):
         ids = _sound(*checked_labels(label, image, self._allowed()))
         return torch.from_numpy(mapped_labels(ids, self.label_map).astype(np.uint8))
 
-    def _allowed(self) -> range:
+    def _allowed(self) -> Collection[int]:
         """Ids that label files may hold."""
-        return range(IDS) if self.label_map else range(len(self.metainfo["classes"]))
+        return {0, *self.label_map} if self.label_map else range(len(self.metainfo["classes"]))
 
     def check(self, log: Callable[[str], object] | None = None) -> None:
         """Look at every file, once (see `check_volumes`).

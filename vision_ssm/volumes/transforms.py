@@ -107,7 +107,7 @@ def build_transforms(
 
 
 def mapped_labels(ids: np.ndarray, label_map: Mapping[int, int] | None) -> np.ndarray:
-    """Ids of a label file as ids of the classes, int64."""
+    """Ids of a label file as ids of the classes."""
     if not label_map:
         return ids
-    return MapLabelsd(["label"], label_map).map(torch.from_numpy(ids)).numpy()
+    return MapLabelsd(["label"], label_map).map(torch.from_numpy(ids.astype(np.int64))).numpy()

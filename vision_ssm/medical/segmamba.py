@@ -8,7 +8,6 @@ As in the code, not the paper: the convolutional branches before each stage are 
 layer has no MLP.
 """
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -118,7 +117,7 @@ class SegMamba(DenseNetwork):
         """Raise ValueError unless every stage's map can be cut into its slices."""
         super().check_input(x)
         for step, cut in zip((2, 4, 8, 16), self.slices):
-            voxels = math.prod(side // step for side in x.shape[2:])
+            voxels = x.shape[2:].numel() // step**3
             if voxels % cut:
                 raise ValueError(
                     f"input of {tuple(x.shape[2:])}: its map at stride {step} has {voxels} voxels, expected a multiple "

@@ -49,7 +49,5 @@ _data = dict(data_root=data_root, data_list="dataset_0.json", classes=classes)
 train_dataloader = dict(dataset=dict(_data, transforms=_train_transforms))  # four crops of a volume
 val_dataloader = dict(dataset=dict(_data, transforms=_test_transforms))
 test_dataloader = val_dataloader
-val_evaluator = dict(classes=classes)
-test_evaluator = val_evaluator
 model = dict(inference=dict(roi_size=_crop, overlap=0.5, sw_batch_size=4))
 tta_options = dict(model=dict(inference=dict(flips=(0, 1, 2))))

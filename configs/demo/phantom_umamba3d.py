@@ -50,7 +50,7 @@ _no_workers = dict(num_workers=0, persistent_workers=False)
 train_dataloader = dict(dataset=dict(_data, transforms=_train_transforms), **_no_workers)
 val_dataloader = dict(dataset=dict(_data, transforms=_test_transforms), **_no_workers)
 test_dataloader = val_dataloader
-val_evaluator = dict(classes=classes, hd95=True)
+val_evaluator = dict(hd95=True)
 test_evaluator = val_evaluator
 model = dict(
     network=dict(

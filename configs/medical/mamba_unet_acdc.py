@@ -35,8 +35,6 @@ _data = dict(data_root="data/acdc", data_list="acdc.json", classes=classes)
 train_dataloader = dict(dataset=dict(_data, transforms=_train_transforms))
 val_dataloader = dict(dataset=dict(_data, transforms=_test_transforms))
 test_dataloader = dict(dataset=dict(_data, transforms=_test_transforms, split="test"))
-val_evaluator = dict(classes=classes)
-test_evaluator = dict(classes=classes)
 model = dict(
     network=dict(name="mamba_unet", in_chans=1, num_classes=4), loss=dict(lambda_dice=0.5, lambda_ce=0.5, batch=True)
 )

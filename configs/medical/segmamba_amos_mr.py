@@ -49,8 +49,6 @@ _data = dict(data_root=data_root, data_list="amos_mr.json", classes=classes)
 train_dataloader = dict(dataset=dict(_data, transforms=_train_transforms))
 val_dataloader = dict(dataset=dict(_data, transforms=_test_transforms))
 test_dataloader = val_dataloader
-val_evaluator = dict(classes=classes)
-test_evaluator = val_evaluator
 model = dict(
     network=dict(name="segmamba", in_chans=1, num_classes=16),
     inference=dict(roi_size=_crop, overlap=0.5, sw_batch_size=2),

@@ -28,8 +28,7 @@ _data = dict(data_root="data/isic18", data_list="isic18.json", classes=classes, 
 train_dataloader = dict(batch_size=32, num_workers=8, dataset=dict(_data, transforms=_train_transforms))
 val_dataloader = dict(batch_size=8, num_workers=4, dataset=dict(_data, transforms=_test_transforms))
 test_dataloader = val_dataloader
-val_evaluator = dict(classes=classes)
-test_evaluator = dict(classes=classes, hd95=False)
+test_evaluator = dict(hd95=False)
 model = dict(
     network=dict(name="vm_unet", in_chans=3, num_classes=2),
     inference=dict(roi_size=(256, 256), overlap=0.0),

@@ -40,8 +40,6 @@ _test_transforms = [
 train_dataloader = dict(batch_size=6, dataset=dict(_data, transforms=_train_transforms))
 val_dataloader = dict(dataset=dict(_data, transforms=_test_transforms))
 test_dataloader = dict(dataset=dict(_data, transforms=_test_transforms))
-val_evaluator = dict(classes=classes)
-test_evaluator = dict(classes=classes)
 model = dict(network=dict(name="vm_unet", in_chans=1, num_classes=9))
 # As many slices as in about 300 epochs of the reference, which has 2211; a step has 6 volumes, 5 slices of each.
 optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=1e-3, weight_decay=1e-2))

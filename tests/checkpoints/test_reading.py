@@ -211,3 +211,12 @@ def test_prefixes_and_other_entries():
     partly = WEIGHTS | {"module.b": torch.ones(1)}  # a part of the model that is called so
     assert list(unwrap(partly)) == list(partly)
     assert unwrap({}) == {} and unwrap({"model": None}) == {}
+
+
+def test_the_network_of_a_segmentor():
+    """A run's checkpoint holds it under a name of its own, beside what its loss keeps."""
+    weights = {"network.head.weight": torch.ones(2), "network.head.bias": torch.ones(1), "loss.weight": torch.ones(3)}
+    assert unwrap({"state_dict": weights, "meta": {}}).keys() == {"head.weight", "head.bias"}
+    assert unwrap({"network.head.weight": torch.ones(2), "stem.weight": torch.ones(2)}).keys() == {
+        "network.head.weight", "stem.weight",
+    }  # fmt: skip

@@ -57,6 +57,12 @@ def test_plans(plans, tmp_path):
     assert model.stages[1][0].conv1.stride == (1, 2, 2) and model.stem[0].conv1.kernel_size == (1, 3, 3)
 
 
+def test_configurations_that_inherit_in_a_circle():
+    plans = {"configurations": {"a": {"inherits_from": "b"}, "b": {"inherits_from": "a"}}}
+    with pytest.raises(ValueError, match="no configuration 'a'"):
+        plan_arguments(plans, "a")
+
+
 def test_inherited_configuration():
     assert plan_arguments(OLD, "3d_cascade_fullres") == plan_arguments(OLD) | dict(input_size=(8, 32, 32))
 
@@ -101,6 +107,10 @@ def test_bad_plan_files(tmp_path):
         (dict(kernels=((3, 3), 3, 3)), "expected 3 numbers in each entry"),
         (dict(input_size=(8, 8)), "`input_size` is .* expected 3 numbers"),
         (dict(where="decoder"), "`where` is 'decoder'"),
+        (dict(input_size=12), "`input_size` is 12: expected 3 numbers"),
+        (dict(input_size=(13, 12, 12)), "expected multiples of"),
+        (dict(features=(8,)), "two stages or more"),
+        (dict(kernels=(2, 3, 3)), "expected odd numbers"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -123,7 +133,8 @@ def test_places_and_sequences_of_the_mixers():
     }
     for name, expected in places.items():
         assert _mixers(timm.create_model(name, device="meta")) == expected
-    larger = timm.create_model("umamba_enc_2d", device="meta", features=(32, 64, 128, 256, 512, 512, 512, 512))
+    features = (32, 64, 128, 256, 512, 512, 512, 512)
+    larger = timm.create_model("umamba_enc_2d", device="meta", features=features, input_size=(384, 384))
     assert [kind != "none" for kind in _mixers(larger)] == [False, True] * 4
     assert "channels" not in _mixers(timm.create_model("umamba_enc_3d", device="meta", channel_tokens=False))
 

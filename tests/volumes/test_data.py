@@ -393,6 +393,16 @@ def test_images_are_looked_at_as_they_are_stored(root):
     _dataset(root).check()
 
 
+def test_other_numbers_of_channels(root):
+    path = root / "imagesTr/img0001.nii.gz"
+    image = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(np.stack([image.get_fdata()] * 2, -1), image.affine), path)
+    with pytest.raises(
+        DataError, match=r"img0001\.nii\.gz has 2 channels, .*img0000\.nii\.gz has 1: expected the same"
+    ):
+        _dataset(root).check()
+
+
 def test_list_in_a_folder_of_its_own(root):
     """Its paths are relative to itself."""
     (root / "lists").mkdir()

@@ -243,6 +243,21 @@ def test_distances_of_pictures_are_pixels(image, shape, unit):
     assert len(head) == len(lesion) == len(mean)
 
 
+def test_classes_are_those_of_the_data_set():
+    """One organ under another's name is what nobody would see in a table."""
+    metric = VolumeMetrics()
+    with pytest.raises(ConfigError, match="no `classes`"):
+        metric.check_samples([])
+    metric.dataset_meta = dict(classes=("background", "liver", "tumour"))
+    metric.check_samples([])
+    assert metric.organs == {1: "liver", 2: "tumour"}
+    for other in (("background", "tumour", "liver"), ("background", "tumour")):
+        metric = VolumeMetrics(other)
+        metric.dataset_meta = dict(classes=("background", "liver", "tumour"))
+        with pytest.raises(ConfigError, match="the data set background, liver, tumour: leave them out"):
+            metric.check_samples([])
+
+
 # The model
 
 
@@ -307,6 +322,30 @@ def test_outputs_are_those_of_the_classes(outputs):
         model.expect_classes(("background", "ball", "box"))
 
 
+@pytest.mark.parametrize(
+    ("name", "roi", "message"),
+    [("umamba_v1_3d_test", (30, 32, 16), "expected multiples of"), ("umamba_3d_test", (16, 16, 16), "64 positions")],
+)
+def test_windows_that_the_network_does_not_take(name, roi, message):
+    with pytest.raises(ConfigError, match=rf"`inference\.roi_size` is .*{message}"):
+        VolumeSegmentor(dict(name=name, num_classes=3), dict(roi_size=roi))
+
+
+def test_stacked_levels():
+    """As MONAI's DynUNet returns them in training."""
+
+    class Stacked(nn.Module):
+        num_classes = 2
+
+        def forward(self, x):
+            return torch.stack([torch.cat([x, -x], 1), torch.cat([2 * x, -x], 1)], 1)
+
+    image, label = torch.randn(2, 1, 8, 8, 8), torch.randint(0, 2, (2, 1, 8, 8, 8))
+    model = VolumeSegmentor(dict(type=Stacked), dict(roi_size=(8, 8, 8)), dict(coarsest=True))
+    expected = DeepSupervision(coarsest=True)([torch.cat([image, -image], 1), torch.cat([2 * image, -image], 1)], label)
+    torch.testing.assert_close(model(image, label, mode="loss")["loss"], expected)
+
+
 def test_probabilities_are_no_logits():
     with pytest.raises(ConfigError, match=r"`network\.activation` is set: expected logits"):
         VolumeSegmentor(dict(name="vm_unet_test", activation=True), dict(roi_size=(64, 64)))
@@ -337,10 +376,10 @@ def test_weights_of_the_network_alone(tmp_path):
     source = timm.create_model("umamba_3d_test", in_chans=1, num_classes=3)
     path = tmp_path / "network.pth"
     torch.save(source.state_dict(), path)
-    started = VolumeSegmentor(network, dict(roi_size=(16, 16, 16)), checkpoint=str(path))
+    started = VolumeSegmentor(network, dict(roi_size=(12, 12, 12)), checkpoint=str(path))
     assert not all(torch.equal(a, b) for a, b in zip(started.network.parameters(), source.parameters(), strict=True))
     started.init_weights()
-    other = VolumeSegmentor(network, dict(roi_size=(16, 16, 16)), loss=dict(weight=[1.0, 2.0, 3.0]))
+    other = VolumeSegmentor(network, dict(roi_size=(12, 12, 12)), loss=dict(weight=[1.0, 2.0, 3.0]))
     other.load_state_dict(other.convert_state_dict(dict(network_weights=source.state_dict())))
     for model in (started, other):
         assert all(torch.equal(a, b) for a, b in zip(model.network.parameters(), source.parameters(), strict=True))

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch.nn as nn
 from torch import Tensor
 
-from .reading import read, unwrap
+from .reading import CheckpointError, read, unwrap
 
 __all__ = [
     "CheckpointError",
@@ -22,10 +22,6 @@ __all__ = [
 ]
 
 Rule = tuple[str, str | Callable[[re.Match], str]]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint does not fit the model; the message names the keys."""
 
 
 def rename(state_dict: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:

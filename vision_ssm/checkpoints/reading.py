@@ -10,7 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["read", "unwrap"]
+__all__ = ["CheckpointError", "read", "unwrap"]
+
+
+class CheckpointError(ValueError):
+    """A file is no checkpoint, or one that does not fit the model; the message names the file or the keys."""
 
 
 class _Placeholder:
@@ -112,7 +116,7 @@ def read(source: str | Path | Mapping) -> Mapping:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is no checkpoint, or is damaged.
+        CheckpointError: the file is no checkpoint, or is damaged.
     """
     if isinstance(source, Mapping):
         return source
@@ -133,9 +137,9 @@ def read(source: str | Path | Mapping) -> Mapping:
         except pickle.UnpicklingError:  # it holds more than tensors: a config object, say
             content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_INERT_PICKLE)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}: expected a checkpoint with a state dict")
+        raise CheckpointError(f"{path} holds a {type(content).__name__}: expected a checkpoint with a state dict")
     return content
 
 
@@ -149,6 +153,9 @@ def unwrap(content: Mapping) -> dict[str, Tensor]:
         if isinstance(inner, Mapping):
             return unwrap(inner)
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    network = {name: value for name, value in tensors.items() if name.startswith("network.")}
+    if network and all(name.startswith("loss") for name in tensors.keys() - network):  # of a segmentor in training
+        return unwrap({name.removeprefix("network."): value for name, value in network.items()})
     for prefix in _WRAPPERS:
         if tensors and all(name.startswith(prefix) for name in tensors):
             return unwrap({name.removeprefix(prefix): value for name, value in tensors.items()})

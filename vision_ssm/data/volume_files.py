@@ -1,5 +1,6 @@
 """Medical images and label maps as files: NIfTI volumes, and pictures for 2D sets. Needs nibabel (extra `medical`)."""
 
+import math
 import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -15,8 +16,8 @@ from PIL import Image
 from .layout import Wrong
 
 __all__ = [
-    "Grid", "Volume", "affine_problems", "check_volume", "checked_grid", "checked_labels", "is_picture", "read_grid",
-    "read_labels", "read_volume",
+    "Grid", "Volume", "affine_problems", "check_volume", "checked_grid", "checked_labels", "is_picture",
+    "read_channels", "read_grid", "read_labels", "read_volume",
 ]  # fmt: skip
 
 _UNREADABLE = (
@@ -66,6 +67,15 @@ def read_grid(path: str | Path) -> Grid:
             return Grid(picture.size, np.eye(4))
     image = nibabel.load(path)
     return Grid(image.shape[:3], _affine(image))
+
+
+def read_channels(path: str | Path) -> int:
+    """The number of channels of a file, from its header alone."""
+    path = Path(path)
+    if is_picture(path):
+        with Image.open(path) as picture:
+            return len(picture.getbands())
+    return math.prod(nibabel.load(path).shape[3:])
 
 
 def _affine(image: nibabel.spatialimages.SpatialImage) -> np.ndarray:

@@ -78,12 +78,16 @@ class Plan:
             tuple(depths or [2] * stages),
             tuple(decoder_depths or [2] * (stages - 1)),
         )
+        if stages < 2:
+            raise ValueError(f"`features` has {stages} entries: expected two stages or more")
         for name in ("kernels", "strides", "depths", "decoder_depths"):
             values, count = getattr(plan, name), stages - (name == "decoder_depths")
             if len(values) != count:
                 raise ValueError(f"`{name}` has {len(values)} entries: expected {count}, for {stages} stages")
             if any(not isinstance(value, int) and len(value) != dims for value in values):
                 raise ValueError(f"`{name}` is {values}: expected {dims} numbers in each entry")
+        if any(size % 2 == 0 for kernel in plan.kernels for size in kernel):
+            raise ValueError(f"`kernels` is {plan.kernels}: expected odd numbers, which keep the sides")
         if max(plan.strides[0]) != 1:
             raise ValueError(f"the first stride is {plan.strides[0]}: expected 1, for the stage at full resolution")
         return plan
@@ -104,8 +108,10 @@ def configuration_of(plans: Mapping, name: str, source: str = "the plan") -> dic
     if name not in known:
         raise ValueError(f"{source} has no configuration {name!r}: expected one of {', '.join(known) or 'none'}")
     found = dict(known[name])
-    parent = found.pop("inherits_from", None)
-    return configuration_of(plans, parent, source) | found if parent else found
+    if parent := found.pop("inherits_from", None):
+        others = {key: value for key, value in known.items() if key != name}  # no way round in a circle
+        found = configuration_of({"configurations": others}, parent, source) | found
+    return found
 
 
 # The layers of the networks that follow a plan. A plan may name others: they are refused, not replaced.

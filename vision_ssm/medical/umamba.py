@@ -148,8 +148,10 @@ def _mixers(plan: Plan, where: str, **dd) -> list[nn.Module]:
 
 def _sized_mixers(plan: Plan, input_size: Sequence[int], channel_tokens: bool, **dd) -> list[nn.Module]:
     """Enc's layers for a patch of this size: over positions, or over channels where the map is small."""
-    if len(input_size) != plan.dims:
-        raise ValueError(f"`input_size` is {tuple(input_size)}: expected {plan.dims} numbers")
+    if isinstance(input_size, int) or len(input_size) != plan.dims:
+        raise ValueError(f"`input_size` is {input_size}: expected {plan.dims} numbers")
+    if any(side % multiple or side < 1 for side, multiple in zip(input_size, plan.multiples)):
+        raise ValueError(f"`input_size` is {tuple(input_size)}: expected multiples of {plan.multiples}")
     mixers, sides = [], list(input_size)
     for i, (width, stride) in enumerate(zip(plan.features, plan.strides)):
         sides = [side // step for side, step in zip(sides, stride)]

@@ -23,7 +23,7 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from ..data.layout import Wrong, each
-from ..data.volume_files import check_volume, read_grid
+from ..data.volume_files import check_volume, read_channels, read_grid
 from ..engine import DataError
 from ..engine.data_check import checked_once, file_stamp
 
@@ -124,10 +124,14 @@ def _by(sizes: np.ndarray) -> str:
 
 
 def _check_sizes(items: Sequence[Mapping], transforms: Sequence[Transform], log: Callable[[str], object]) -> None:
-    """Compare volumes with the crops of training, and say which ones are padded."""
-    padded = []
+    """Compare volumes with each other and with the crops of training, and say which ones are padded."""
+    padded, first = [], None
     for item in items:
-        path = item["image"] if isinstance(item["image"], str) else item["image"][0]
+        paths = [item["image"]] if isinstance(item["image"], str) else item["image"]
+        path, channels = paths[0], sum(map(read_channels, paths))
+        first = first or (path, channels)
+        if channels != first[1]:
+            raise DataError(f"{path} has {channels} channels, {first[0]} has {first[1]}: expected the same number")
         shape, affine = read_grid(path)
         sizes, crop = sizes_at_crops(shape, affine, transforms), _crop_size(transforms, len(shape))
         line = f"{path} has about {_by(sizes.about)} voxels at the training's spacing, its crops {_by(crop)}"
@@ -163,7 +167,7 @@ def check_volumes(
     Raises:
         DataError: files are missing or truncated; voxels or affines are not finite, or affines have no inverse; shapes
             or affines of an image and its label map differ; ids are outside the classes; or a volume is smaller than
-            its crops, or may be after a `CropForegroundd`, and nothing pads it.
+            its crops, or may be after a `CropForegroundd`, and nothing pads it; or images have other channels.
     """
 
     def problems() -> list[str]:

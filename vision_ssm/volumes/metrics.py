@@ -59,7 +59,7 @@ class VolumeMetrics(BaseMetric):
     - The mean is that of the organs' means. The background does not count unless `include_background`.
 
     Args:
-        classes: names, the background's first; the data set's.
+        classes: names, the background's first; the data set's by default, from which they may not differ.
         include_background: count it as an organ.
         hd95: measure distances too; they take longer than the rest.
         output_dir: folder for the predictions, one file for each image and named as it; each is written whole as soon
@@ -73,7 +73,7 @@ class VolumeMetrics(BaseMetric):
 
     def __init__(
         self,
-        classes: Sequence[str],
+        classes: Sequence[str] | None = None,
         include_background: bool = False,
         hd95: bool = True,
         output_dir: str | None = None,
@@ -81,10 +81,27 @@ class VolumeMetrics(BaseMetric):
         prefix: str | None = None,
     ):
         super().__init__(collect_device=collect_device, prefix=prefix)
-        if len(set(classes)) != len(classes):
+        if classes is not None and len(set(classes)) != len(classes):
             raise ConfigError(f"`classes` has a name twice: {', '.join(classes)}")
-        self.organs = dict(list(enumerate(classes))[0 if include_background else 1 :])
+        self.classes, self.include_background = None if classes is None else tuple(classes), include_background
         self.hd95, self.output_dir = hd95, output_dir
+
+    @property
+    def organs(self) -> dict[int, str]:
+        """What is measured: names by id.
+
+        Raises:
+            ConfigError: there are no names, or they are not the data set's.
+        """
+        known = (self.dataset_meta or {}).get("classes")
+        classes = known if self.classes is None else self.classes
+        if not classes:
+            raise ConfigError("VolumeMetrics has no `classes`, nor has the data set")
+        if known and tuple(known) != tuple(classes):
+            raise ConfigError(
+                f"VolumeMetrics has the `classes` {', '.join(classes)}, the data set {', '.join(known)}: leave them out"
+            )
+        return dict(list(enumerate(classes))[0 if self.include_background else 1 :])
 
     def check_samples(self, infos: Iterable[dict]) -> None:
         """Look at what is about to be measured, of all processes; the engine calls it before the first volume.
@@ -93,8 +110,10 @@ class VolumeMetrics(BaseMetric):
             infos: of `VolumeDataset.get_data_info`.
 
         Raises:
+            ConfigError: the classes are not those of the data set.
             DataError: two images have one name, so that one prediction would replace the other.
         """
+        _ = self.organs  # before hours of work
         if self.output_dir is None:
             return
         names: dict[str, str] = {}

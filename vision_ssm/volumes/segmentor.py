@@ -6,15 +6,27 @@ from typing import Literal
 import torch
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoints import load_checkpoint
-from ..engine import build_network, check_classes, class_logits, network_state_dict
+from ..engine import ConfigError, build_network, check_classes, class_logits, network_state_dict
+from ..medical import DenseNetwork
 from .case import Case
 from .loss import DeepSupervision
 from .windows import SlidingWindows
 
 __all__ = ["VolumeSegmentor"]
+
+
+def _check_window(network: nn.Module, config: Mapping, roi_size: Sequence[int]) -> None:
+    """Refuse windows that a network of this package does not take; by shape alone, on a copy without memory."""
+    if not isinstance(network, DenseNetwork) or min(roi_size) < 1:
+        return
+    with torch.device("meta"), torch.no_grad():
+        try:
+            build_network(config)(torch.empty(1, network.in_chans, *roi_size))
+        except ValueError as error:
+            raise ConfigError(f"`inference.roi_size` is {tuple(roi_size)}: {error}") from error
 
 
 @MODELS.register_module()
@@ -35,7 +47,8 @@ class VolumeSegmentor(BaseModel):
         data_preprocessor: MMEngine's.
 
     Raises:
-        ConfigError: there is no such network, or its outputs are no logits, or not those of the data's classes.
+        ConfigError: there is no such network, its outputs are no logits, or not those of the data's classes; or it
+            does not take the windows of the tests.
     """
 
     def __init__(
@@ -50,6 +63,7 @@ class VolumeSegmentor(BaseModel):
         super().__init__(data_preprocessor=data_preprocessor)
         self.network = build_network(network)
         self.windows = SlidingWindows(**inference)
+        _check_window(self.network, network, self.windows.roi_size)
         self.loss = DeepSupervision(**(loss or {}))
         self.checkpoint, self.channels_last = checkpoint, channels_last
         self._classes: set[tuple[str, ...]] = set()  # of the data sets of a run
@@ -79,7 +93,10 @@ class VolumeSegmentor(BaseModel):
 
     def _logits(self, image: Tensor) -> list[Tensor]:
         output = self.network(self._in_memory(image))
-        levels = [output] if isinstance(output, Tensor) else output
+        if isinstance(output, Tensor):  # MONAI's DynUNet stacks its levels, (batch, levels, classes, *size)
+            levels = output.unbind(1) if output.ndim > image.ndim else [output]
+        else:
+            levels = output
         self._compare(levels[0].shape[1])
         return class_logits(levels)
 

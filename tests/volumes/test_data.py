@@ -416,6 +416,16 @@ def test_list_in_a_folder_of_its_own(root):
     assert torch.isfinite(dataset[0]["image"]).all()
 
 
+def test_a_broken_qform_beside_a_right_sform(tmp_path):
+    image = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), oblique())
+    image.header["quatern_b"] = image.header["quatern_c"] = 3.0
+    path = tmp_path / "x.nii"
+    nibabel.save(image, path)
+    with pytest.raises(ValueError, match="w2"):
+        nibabel.load(path).get_qform()
+    np.testing.assert_allclose(read_grid(path).affine, oblique(), atol=1e-5)
+
+
 def test_voxel_sizes_of_files_with_a_wrong_sform(tmp_path):
     """ACDC's have one of 1 mm; sizes and qform are right, and are what MONAI goes by."""
     path = tmp_path / "x.nii.gz"

@@ -331,6 +331,11 @@ def test_windows_that_the_network_does_not_take(name, roi, message):
         VolumeSegmentor(dict(name=name, num_classes=3), dict(roi_size=roi))
 
 
+def test_windows_of_one_voxel_at_the_deepest_map_fit():
+    """Batch norms would refuse them in training; windows are for tests."""
+    assert VolumeSegmentor(dict(name="nnmamba_seg_test"), dict(roi_size=(16, 16, 16))).windows.roi_size == (16,) * 3
+
+
 def test_stacked_levels():
     """As MONAI's DynUNet returns them in training."""
 

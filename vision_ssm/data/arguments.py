@@ -34,18 +34,18 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
             parser.error(f"no folder {file.parent} to write {file.name} to")
 
 
-def progress(done_to: str, of: str = "", every: int = 1) -> Progress:
+def progress(verb: str, of: str = "", every: int = 1) -> Progress:
     """Writes "checked 3 of 20 cases" on one line of the terminal.
 
     Args:
-        done_to: what has been done, "checked".
+        verb: what has been done, "checked".
         of: to what, "cases".
         every: steps from one number to the next.
     """
 
     def show(done: int, number: int) -> None:
         if done % every == 0 or done == number:
-            line = f"\r{done_to} {done:,} of {number:,} {of}".rstrip()
+            line = f"\r{verb} {done:,} of {number:,} {of}".rstrip()
             print(line, end="" if done < number else "\n", file=sys.stderr, flush=True)
 
     return show

@@ -3,6 +3,7 @@
 import math
 import zlib
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,10 +87,12 @@ def _affine(image: nibabel.spatialimages.SpatialImage) -> np.ndarray:
     """
     if isinstance(image, nibabel.Nifti1Pair) and not affine_problems("", image.affine):
         axes = min(image.ndim, 3)
-        sizes, qform = image.header.get_zooms()[:axes], image.get_qform()
-        right, other = (np.allclose(voxel_sizes(one)[:axes], sizes) for one in (image.affine, qform))
-        if other and not right:
-            return qform
+        sizes = image.header.get_zooms()[:axes]
+        if np.allclose(voxel_sizes(image.affine)[:axes], sizes):
+            return image.affine
+        with suppress(ValueError):  # a quaternion that turns nothing
+            if np.allclose(voxel_sizes(qform := image.get_qform())[:axes], sizes):
+                return qform
     return image.affine
 
 

@@ -191,8 +191,8 @@ def _present(flat: Mapping) -> dict:
         features_per_stage=[min(width * 2**i, most) for i in range(len(kernels))],
         kernel_sizes=[list(size) for size in kernels],
         strides=[list(stride) for stride in flat["pool_op_kernel_sizes"]],
-        n_conv_per_stage=list(flat["n_conv_per_stage_encoder"]),
-        n_conv_per_stage_decoder=list(flat["n_conv_per_stage_decoder"]),
+        n_conv_per_stage=flat["n_conv_per_stage_encoder"],
+        n_conv_per_stage_decoder=flat["n_conv_per_stage_decoder"],
     )
 
 

@@ -48,7 +48,7 @@ def _forward(arch: Mapping, traits: NetworkTraits, patch: Sequence[int]) -> list
     for key in arch["_kw_requires_import"]:
         kwargs[key] = kwargs[key] and pydoc.locate(kwargs[key])
     kwargs.setdefault("name", traits.name)
-    model = Network(1, 2, traits.deep_supervision, **kwargs)
+    model = Network(1, 2, traits.deep_supervision, **kwargs).eval()  # batch norms of one voxel cannot train
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         y = model(torch.empty(1, 1, *patch))
     outputs = y if isinstance(y, list) else [y]

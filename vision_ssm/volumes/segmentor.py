@@ -24,7 +24,7 @@ def _check_window(network: nn.Module, config: Mapping, roi_size: Sequence[int]) 
         return
     with torch.device("meta"), torch.no_grad():
         try:
-            build_network(config)(torch.empty(1, network.in_chans, *roi_size))
+            build_network(config).eval()(torch.empty(1, network.in_chans, *roi_size))
         except ValueError as error:
             raise ConfigError(f"`inference.roi_size` is {tuple(roi_size)}: {error}") from error
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import write_atomically
+from ..files import json_text, write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,8 +90,8 @@ def print_table(
 
 
 def print_json(value: Any) -> None:
-    """Print `value` as JSON."""
-    print(json.dumps(value, indent=2))
+    """Print `value` as `json_text`."""
+    print(json_text(value))
 
 
 def check_output(path: Path) -> None:

@@ -1,7 +1,6 @@
 """`vision-ssm evaluate`: accuracy on a folder of images."""
 
 import argparse
-import json
 import platform
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import torch.nn as nn
 from PIL import Image
 from timm.data import ImageDataset, ImageNetInfo, create_loader, resolve_model_data_config
 
+from ..files import json_text
 from .console import CommandError, check_output, positive, print_table, rich_console, write
 from .inputs import UNREADABLE, add_model_arguments, add_weight_arguments, build, check_model_name, published
 
@@ -202,5 +202,5 @@ def run(args: argparse.Namespace) -> int:
     ]
     print_table(console, rows, title=f"{args.model} on {folder}")
     if args.output:
-        write(args.output, (json.dumps(result, indent=2) + "\n").encode())
+        write(args.output, (json_text(result) + "\n").encode())
     return 0

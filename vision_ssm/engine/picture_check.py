@@ -203,8 +203,10 @@ def left_out_pictures(dataset) -> Iterator[str]:
         has = f"it has {len(files)} others, such as {min(files).name}" if files else "it has no file"
         yield f"no file in {folder} ends in {suffix!r} (`img_suffix`): {has}"
         return
-    labels = getattr(dataset, "seg_map_suffix", None) or suffix
-    others = [one for one in files if is_picture(one) and not one.name.endswith((suffix, labels))]
+    labels = prefix.get("seg_map_path")
+    beside = bool(labels) and Path(folder).is_relative_to(labels)  # label maps are no pictures that were forgotten
+    known = (suffix, dataset.seg_map_suffix) if beside else suffix
+    others = [one for one in files if is_picture(one) and not one.name.endswith(known)]
     if others:
         yield Notice(
             f"{folder}: {len(others)} pictures do not end in {suffix!r} (`img_suffix`) and are left out, "

@@ -5,8 +5,9 @@ import argparse
 import timm
 
 from ..cards import all_facts
+from ..command_line import CommandError
 from ..registry import model_names
-from .console import CommandError, close_matches, print_json, print_table, rich_console
+from .console import close_matches, print_json, print_table, rich_console
 
 NAME = "list"
 HELP = "list the models with their size, accuracy, licence and weights"

@@ -1,0 +1,19 @@
+"""What every command line of the package does alike: types of arguments, and how a command ends."""
+
+from .arguments import Parser, location, nonempty, number, threads, whole
+from .ending import CommandError, printable, run_command
+from .paths import check_input, check_output
+
+__all__ = [
+    "CommandError",
+    "Parser",
+    "check_input",
+    "check_output",
+    "location",
+    "nonempty",
+    "number",
+    "printable",
+    "run_command",
+    "threads",
+    "whole",
+]

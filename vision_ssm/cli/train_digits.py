@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from ..command_line import CommandError, location, number, whole
+from ..command_line import CommandError, check_output, location, make_folder, number, whole
 from ..demo.digits import Recipe, Run, evaluate, load_digits, train
 from ..files import write_json
 from ..models import model_names
@@ -12,6 +12,8 @@ from .console import close_matches, print_table, rich_console
 
 NAME = "train-digits"
 HELP = "train a small backbone on scikit-learn's handwritten digits and test it on a held-out third"
+
+_RESULTS = ("result.json", "report.png")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,13 +44,13 @@ def run(args: argparse.Namespace) -> int:
     if args.model not in names:
         raise CommandError(f"unknown model {args.model!r}: {close_matches(args.model, names)}")
     recipe = Recipe(args.model, args.epochs, args.batch_size, args.lr, seed=args.seed)
-    try:
-        data = load_digits()
-        job = Run(recipe, data, args.output)
-        if not args.restart and job.resume():
-            console.print(f"resumed after epoch {job.epoch} of {recipe.epochs}")
-    except (ImportError, ValueError) as error:
-        raise CommandError(str(error)) from error
+    data = load_digits()
+    job = Run(recipe, data, args.output)
+    make_folder(args.output)
+    for file in (job.checkpoint, *(args.output / name for name in _RESULTS)):
+        check_output(file)
+    if not args.restart and job.resume():
+        console.print(f"resumed after epoch {job.epoch} of {recipe.epochs}")
     weights = sum(p.numel() for p in job.model.parameters())
     console.print(
         f"{recipe.model}, {weights / 1e6:.2f} M parameters, trained on {len(data.train_labels)} scans, "

@@ -2,7 +2,7 @@
 
 from .arguments import Parser, location, nonempty, number, threads, whole
 from .ending import CommandError, printable, run_command
-from .paths import check_input, check_output
+from .paths import check_input, check_output, make_folder
 
 __all__ = [
     "CommandError",
@@ -10,6 +10,7 @@ __all__ = [
     "check_input",
     "check_output",
     "location",
+    "make_folder",
     "nonempty",
     "number",
     "printable",

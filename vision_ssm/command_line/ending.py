@@ -112,7 +112,7 @@ def _bad_input(error: Exception) -> str | None:
 
 def _missing(error: ImportError) -> str:
     extra = _EXTRAS.get((error.name or "").partition(".")[0])
-    cure = f': pip install "vision-ssm[{extra}]"' if extra and "vision-ssm[" not in str(error) else ""
+    cure = f": install vision-ssm[{extra}]" if extra and "vision-ssm[" not in str(error) else ""
     return f"{error}{cure}"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .ending import CommandError, printable
 
-__all__ = ["check_input", "check_output"]
+__all__ = ["check_input", "check_output", "make_folder"]
 
 
 def _kind(mode: int) -> str:
@@ -70,3 +70,19 @@ def check_output(file: Path, inputs: Iterable[str | Path | None] = ()) -> None:
         within = source in target.parents and target.is_file() and target.suffix != ".json"  # results may lie there
         if target == source or within:
             raise CommandError(f"{name} would be written over an input: choose another file or folder")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for results, if it is not there, and see that it can be written to.
+
+    Raises:
+        CommandError: it cannot be made, is a file, or is read-only.
+    """
+    name = printable(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise CommandError(f"{name} cannot be a folder for results: {reason}") from error
+    if not os.access(folder, os.W_OK):
+        raise CommandError(f"{name} is read-only: expected a folder for results")

@@ -11,6 +11,8 @@ from typing import IO, TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from .errors import InputError
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -33,15 +35,15 @@ _GREY = ("1", "L", "LA", "La")
 _BITS_16 = ("PNG", "PPM")  # formats whose pictures of mode "I" have 16 bits
 
 
-class PictureError(ValueError):
+class PictureError(InputError):
     """A file is not there, is damaged, or holds no picture that has a meaning here: told in one line with its name."""
 
 
 def is_picture(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a picture, by its suffix."""
+    """Whether a file is a picture that can be read, by its suffix."""
     from PIL import Image
 
-    return Path(path).suffix.lower() in Image.registered_extensions()
+    return Image.registered_extensions().get(Path(path).suffix.lower()) in Image.OPEN
 
 
 def read_image(source: Source) -> Image.Image:

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..command_line import CommandError, Parser, check_output, location, threads
 from .layout import Progress
 
 __all__ = ["check_arguments", "new_parser", "progress"]
@@ -17,21 +18,24 @@ def new_parser(title: str, default: str | None = None, reads: str = "read") -> a
         default: folder that is checked if none is named.
         reads: what the threads do.
     """
-    parser = argparse.ArgumentParser(description=title)
+    parser = Parser(description=title)
     if default is not None:
-        parser.add_argument("root", nargs="?", type=Path, default=Path(default), help=f"the set's folder ({default})")
-    parser.add_argument("--jobs", type=int, help=f"threads that {reads}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report")
+        parser.add_argument(
+            "root", nargs="?", type=location, default=Path(default), help=f"the set's folder ({default})"
+        )
+    parser.add_argument("--jobs", type=threads, help=f"threads that {reads}")
+    parser.add_argument("--json", type=location, metavar="FILE", help="write the whole report")
     return parser
 
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End with the parser's message where no thread would read, or where a file would be written to no folder."""
-    if args.jobs is not None and args.jobs < 1:
-        parser.error(f"--jobs must be at least 1, got {args.jobs}")
+    """End with the parser's message where a file could not be written."""
     for file in (args.json, getattr(args, "output", None)):
-        if file and not file.parent.is_dir():
-            parser.error(f"no folder {file.parent} to write {file.name} to")
+        if file:
+            try:
+                check_output(file)
+            except CommandError as error:
+                parser.error(str(error))
 
 
 def progress(verb: str, of: str = "", every: int = 1) -> Progress:

@@ -17,6 +17,7 @@ from ..files import write_json
 from .config import ConfigError, load_config
 from .order import DataError
 from .runner import Runner
+from .types import checked_types
 
 __all__ = ["test", "train"]
 
@@ -70,6 +71,7 @@ def _runner(cfg: Config) -> Runner:
         raise ConfigError(f"{_name(cfg)}: {error}") from error
 
 
+@checked_types()
 def train(
     config: str | Path | Config,
     work_dir: str | Path | None = None,
@@ -111,6 +113,7 @@ def train(
     return _run(_runner(cfg), "train", cfg)
 
 
+@checked_types()
 def test(
     config: str | Path | Config,
     checkpoint: str | Path,

@@ -265,10 +265,10 @@ def _annotation_faults(
         return
     images = {entry["id"]: entry for entry in content["images"]}
     names = {entry["id"]: entry["name"] for entry in content["categories"]}
-    found = _Sorted(masks, measured)
+    found, wanted = _Sorted(masks, measured), set(names.values() if classes is None else classes)
     for entry in annotations:
         name = names[entry["category_id"]]
-        if classes is None or name in classes:
+        if name in wanted:
             found.add(entry, images[entry["image_id"]], name)
     if found.broken:
         yield from found.broken.lines(path, "annotations")

@@ -141,7 +141,7 @@ def _object_findings(infos: list[dict], classes: tuple[str, ...], where: str) ->
 def dataset_faults(config) -> str | None:
     """Why a data set could not be built: what is wrong with the files that its config names."""
     found = [line for leaf in _leaf_configs(config) for line in _file_findings(leaf) if not isinstance(line, Notice)]
-    return "; ".join(found[:_SHOWN]) or None
+    return "; ".join(list(dict.fromkeys(found))[:_SHOWN]) or None
 
 
 def _leaf_configs(config) -> Iterator[Mapping]:

@@ -107,9 +107,9 @@ def test_lightm_unet():
     _start_by_default(create("lightm_unet_3d_test", in_chans=4))
 
 
-@pytest.mark.parametrize("name", ["nnmamba_seg", "nnmamba_landmark", "nnmamba_cls"])
+@pytest.mark.parametrize("name", ["nnmamba_seg", "nnmamba_nnunet", "nnmamba_landmark", "nnmamba_cls"])
 def test_nnmamba(name):
-    model = create(name, blocks=2)
+    model = create(name, blocks=2, in_chans=1)
     _start_by_default(model)
     holds(
         model,

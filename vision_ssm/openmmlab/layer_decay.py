@@ -15,10 +15,10 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
     """Learning rates that shrink by a factor with each layer away from the output; no decay for norms and biases.
 
     In `paramwise_cfg`: `layer_decay` (1.0: the same rate for all), MMEngine's `custom_keys`, and anything else of its
-    constructor for what lies outside the backbone. The layers are those of the model's `group_matcher`; the stem has the
-    smallest rate, and what lies above the last block (norms of the outputs, necks, heads) the full one. Parameters of
-    one dimension, and those that the model names in `no_weight_decay`, are not decayed unless the `decay_mult` of a
-    custom key says so; its `lr_mult` comes to the factor of the layer.
+    constructor for what lies outside the backbone. The layers are those of the model's `group_matcher`; the stem has
+    the smallest rate, and what lies above the last block (norms of the outputs, necks, heads) the full one. Parameters
+    of one dimension, and those that the model names in `no_weight_decay`, are not decayed unless the `decay_mult` of a
+    custom key says so; a `lr_mult` comes on top of the layer's factor.
 
     Raises:
         ValueError: `layer_decay` is out of range, or the optimiser has no `lr`.

@@ -14,7 +14,11 @@ __all__ = ["Backbone", "Network", "build", "pretrained_cfg", "recomputed"]
 
 
 class Network(nn.Module):
-    """Base of all registered models. A family says how its own layers start (`_init_layer`)."""
+    """Base of all registered models.
+
+    A family says how its layers start in `_init_layer`, which is called with every module; what it leaves alone starts
+    as PyTorch's layers and the token mixers do by themselves.
+    """
 
     # Ends of parameter names without weight decay, beyond the one-dimensional ones that timm excludes by itself.
     no_decay = (".A_log", ".D", ".dt_bias", "conv1d.bias")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
@@ -158,7 +159,8 @@ def _opened(source: Source, read: Callable[[Image.Image], _T]) -> _T:
     try:
         if is_path and not stat.S_ISREG(os.stat(source).st_mode):  # nobody writes to a pipe
             raise PictureError(f"{name} is a folder or a device, expected a picture")
-        with Image.open(source) as picture:
+        # An open file, and not its name: Pillow maps named ones into memory, and turned TIFF files then wrongly.
+        with open(source, "rb") if is_path else nullcontext(source) as file, Image.open(file) as picture:
             return read(picture)
     except PictureError:
         raise

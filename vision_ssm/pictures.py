@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["PictureError", "is_picture", "read_image", "read_labels", "read_pixels", "read_size"]
+__all__ = ["PictureError", "is_picture", "read_channels", "read_image", "read_labels", "read_pixels", "read_size"]
 
 Source = str | os.PathLike[str] | IO[bytes]
 _T = TypeVar("_T")
@@ -120,6 +120,15 @@ def read_size(source: Source) -> tuple[int, int]:
         return (height, width) if picture.getexif().get(_ORIENTATION, 1) >= 5 else (width, height)
 
     return _opened(source, size)
+
+
+def read_channels(source: Source) -> int:
+    """The number of channels that `read_pixels` gives, 1 or 3, from the header alone.
+
+    Raises:
+        PictureError: the header cannot be read.
+    """
+    return _opened(source, lambda picture: 1 if picture.mode in _GREY or picture.mode.startswith("I") else 3)
 
 
 def _sixteen_bits(picture: Image.Image) -> np.ndarray | None:

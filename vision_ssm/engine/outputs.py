@@ -1,5 +1,6 @@
 """No run writes over what it reads."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -34,7 +35,12 @@ def check_outputs(cfg: Config, loop: BaseLoop) -> None:
     for path, source in _outputs(cfg, loop.evaluator.metrics, list(_infos(dataset))):
         if (other := outputs.setdefault(path, source)) != source:
             raise DataError(f"the predictions of {other} and {source} have one name, {path}: they need two folders")
-    if problem := written_over(outputs, _inputs(cfg, dataset)):
+    tables = [path for path in outputs if path.suffix in (".csv", ".json")]
+    # Samples of other data sets are listed only where a picture or volume is there already: of COCO it takes long.
+    problem = written_over(tables, _near(cfg, dataset)) or written_over(
+        outputs.keys() - set(tables), itertools.chain(_near(cfg, dataset), _far(cfg))
+    )
+    if problem:
         raise DataError(problem)
 
 
@@ -60,12 +66,16 @@ def _outputs(cfg: Config, metrics: Sequence, infos: Sequence[dict]) -> Iterator[
         yield from ((Path(folder) / Path(image).name, image) for image in images)
 
 
-def _inputs(cfg: Config, dataset) -> Iterator[str | Path]:
-    """Files that a run by the config reads, the nearest first."""
+def _near(cfg: Config, dataset) -> Iterator[str | Path]:
+    """Files that the config names, and those of the samples."""
     yield from filter(None, [cfg.filename])
     for part in _PARTS:
         yield from _named(cfg.get(part), Path())
     yield from _files(dataset)
+
+
+def _far(cfg: Config) -> Iterator[str]:
+    """Files of the samples of all data sets of a config."""
     for loader in _LOADERS:
         if isinstance(other := (cfg.get(loader) or {}).get("dataset"), Mapping):
             with suppress(Exception):  # that of another job, which need not be here

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
+from mmengine import Config
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from ..checkpoints import load_checkpoint
 from ..engine import ConfigError, build_network, check_classes, class_logits, network_state_dict
 from ..medical import DenseNetwork
 from .case import Case, label_dtype
+from .flips import trained_flips
 from .loss import DeepSupervision
 from .windows import SlidingWindows
 
@@ -77,6 +80,21 @@ class VolumeSegmentor(BaseModel):
         if channels_last:
             for parameter in self.network.parameters():
                 parameter.data = self._in_memory(parameter.data)
+
+    @staticmethod
+    def tta_options(cfg: Config) -> dict:
+        """What `--tta` changes in a config that has no `tta_options`: the flips that training shows are averaged over.
+
+        Flips that `inference` names stay as they are.
+        """
+        inference = cfg.model.inference
+        if inference.get("flips"):
+            return {}
+        loader = cfg.get("train_dataloader") or {}
+        flips = trained_flips(loader.get("dataset") or {}, len(inference.roi_size))
+        shown = ", ".join(str(view) for view in flips[1:]) or "none: the training flips nothing"
+        print_log(f"--tta: flipped views of the axes {shown}", logger="current")
+        return dict(model=dict(inference=dict(flips=flips)))
 
     def _in_memory(self, x: Tensor) -> Tensor:
         """Channels-last, where that is asked for and means something."""

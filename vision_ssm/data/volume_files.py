@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import math
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import NamedTuple
 import nibabel
 import numpy as np
 from nibabel.affines import voxel_sizes
-from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import SpatialImage
 
 from .. import pictures
@@ -70,7 +70,9 @@ def _opened(path: Path) -> SpatialImage:
         raise ValueError("it is a folder, expected one file (dcm2niix makes one of a DICOM series)")
     try:
         image = nibabel.load(path)
-    except ImageFileError as error:
+    except (OSError, EOFError, zlib.error):
+        raise
+    except Exception as error:  # of decoders that the suffix chose
         empty = path.stat().st_size == 0
         raise ValueError("it is empty" if empty else "it is damaged, or of no format that nibabel reads") from error
     if not isinstance(image, SpatialImage) or len(image.shape) < 2 or 0 in image.shape:

@@ -26,8 +26,8 @@ def prediction_name(image: str) -> str:
         return path.with_suffix(".png").name
     if path.name.lower().endswith((".nii", ".nii.gz")):
         return path.name
-    stem = path.stem if path.suffix.lower() in (".gz", ".bz2", ".zst") else path.name
-    return Path(stem).with_suffix("").with_suffix(".nii.gz").name if Path(stem).suffix else f"{stem}.nii.gz"
+    whole = Path(path.stem) if path.suffix.lower() in (".gz", ".bz2", ".zst") else path
+    return f"{whole.stem}.nii.gz"
 
 
 def prediction_names(images: Sequence[str]) -> list[str]:

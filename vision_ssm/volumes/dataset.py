@@ -205,7 +205,7 @@ class VolumeDataset(torch.utils.data.Dataset):
         ids, classes = label.long(), len(self.metainfo["classes"])
         if not torch.equal(ids.to(label.dtype), label):
             what = "values that are no whole numbers"
-        elif ids.numel() and not min(self.label_map.values(), default=0) <= ids.min() <= ids.max() < classes:
+        elif ids.numel() and not min([0, *self.label_map.values()]) <= ids.min() <= ids.max() < classes:
             what = f"ids from {ids.min()} to {ids.max()}, for {classes} classes"
         else:
             return ids

@@ -19,7 +19,7 @@ class DeepSupervision(nn.Module):
 
     Args:
         coarsest: whether the coarsest of several outputs counts.
-        weight: of each class in the cross-entropy.
+        weight: of each class, in Dice and in cross-entropy.
         **dice_ce: arguments of `DiceCELoss`; `batch=True` takes the Dice over the whole batch.
     """
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import write_atomically
+from ..files import write_atomically, written_over
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -95,8 +95,10 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
-def check_output(path: Path) -> None:
-    """Refuse a result file that could not be written, before any work is done for it."""
+def check_output(path: Path, *inputs: str | Path) -> None:
+    """Refuse a result file that could not be written, or is one of the inputs, before any work is done for it."""
+    if problem := written_over([path], inputs):
+        raise CommandError(problem)
     if path.is_dir():
         raise CommandError(f"{path} is a folder: expected the name of a file")
     if not path.parent.is_dir():

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     name = check_model_name(args.model, model_names())
     if args.output.suffix != ".safetensors":
         raise CommandError(f"{args.output} does not end in .safetensors")
-    check_output(args.output)
+    check_output(args.output, args.checkpoint)
     if args.output.exists() and not args.force:
         raise CommandError(f"{args.output} exists: give --force to overwrite it")
     model = timm.create_model(name, num_classes=args.num_classes)

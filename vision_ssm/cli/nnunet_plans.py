@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or args.plans.with_name(f"{plans_name(args.network)}.json")
     if output.suffix != ".json":
         raise CommandError(f"{output} does not end in .json")
-    check_output(output)
+    check_output(output, args.plans)
     if output.exists() and not args.force:
         raise CommandError(f"{output} exists: give --force to overwrite it")
     try:

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..files import written_over
 from .layout import Progress
 
 __all__ = ["check_arguments", "new_parser", "progress"]
@@ -25,13 +26,27 @@ def new_parser(title: str, default: str | None = None, reads: str = "read") -> a
     return parser
 
 
-def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End with the parser's message where no thread would read, or where a file would be written to no folder."""
+def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace, root: Path, *inputs: str | Path) -> None:
+    """End with the parser's message where no thread would read, or where a file cannot be written.
+
+    Args:
+        parser, args: of the command.
+        root: the set's folder, whose sub-folders hold what is read: nothing in them is written over.
+        inputs: other files that are read.
+    """
     if args.jobs is not None and args.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {args.jobs}")
-    for file in (args.json, getattr(args, "output", None)):
-        if file and not file.parent.is_dir():
+    files = [file for file in (args.json, getattr(args, "output", None)) if file]
+    if len({file.resolve() for file in files}) < len(files):
+        parser.error(f"--json and --output are both {files[0]}: expected two files")
+    for file in files:
+        if not file.parent.is_dir():
             parser.error(f"no folder {file.parent} to write {file.name} to")
+        if file.suffix != ".json" or file.is_dir():
+            parser.error(f"{file} is to be a JSON file: expected a name that ends in .json")
+    held = (path for folder in root.glob("*/") for path in folder.rglob("*"))
+    if problem := written_over(files, (path for group in (inputs, held) for path in group)):
+        parser.error(problem)
 
 
 def progress(verb: str, of: str = "", every: int = 1) -> Progress:

@@ -102,8 +102,8 @@ def main(title: str, argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser(title)
     args = parser.parse_args(argv)
-    check_arguments(parser, args)
     root = args.root or Path(SETS[args.set].root)
+    check_arguments(parser, args, root)
     try:
         return _prepare(args.set, root, args)
     except ImportError as error:

@@ -11,6 +11,8 @@ from typing import IO, TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from .errors import InputError
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -24,7 +26,7 @@ _GREY = ("1", "L", "LA", "La")
 _BITS_16 = ("PNG", "PPM")  # formats whose pictures of mode "I" have 16 bits
 
 
-class PictureError(ValueError):
+class PictureError(InputError):
     """A file is not there, is damaged, or holds no picture that has a meaning here: told in one line with its name."""
 
 

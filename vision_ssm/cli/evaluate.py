@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import platform
 import time
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ import torch.nn as nn
 from PIL import Image
 from timm.data import ImageDataset, ImageNetInfo, create_loader, resolve_model_data_config
 
-from .console import CommandError, check_output, positive, print_table, rich_console, write
-from .inputs import UNREADABLE, add_model_arguments, add_weight_arguments, build, check_model_name, published
+from ..command_line import CommandError, check_output, location, nonempty, whole
+from .console import print_table, rich_console, write
+from .inputs import UNREADABLE, add_model_arguments, add_weight_arguments, build, check_weights, published
 
 NAME = "evaluate"
 HELP = "measure the accuracy on a folder with one sub-folder of images a class"
@@ -25,17 +27,21 @@ _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data set in ImageNet's folder layout")
+    parser.add_argument(
+        "--data", type=location, required=True, metavar="DIR", help="data set in ImageNet's folder layout"
+    )
     add_model_arguments(parser)
     add_weight_arguments(parser)
-    parser.add_argument("--split", help="sub-folder of DIR (default: val or the like, or DIR itself without splits)")
-    parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="default: 64")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="loading processes (default: 2)")
-    parser.add_argument("--img-size", type=positive, metavar="N", help="pixels a side (default: the model's)")
+    parser.add_argument(
+        "--split", type=nonempty, help="sub-folder of DIR (default: val or the like, or DIR itself without splits)"
+    )
+    parser.add_argument("--batch-size", type=whole(), default=64, metavar="N", help="default: 64")
+    parser.add_argument("--workers", type=whole(0, 1024), default=2, metavar="N", help="loading processes (default: 2)")
+    parser.add_argument("--img-size", type=whole(1, 8192), metavar="N", help="pixels a side (default: the model's)")
     parser.add_argument("--amp", choices=list(_AMP), help="mixed precision (default: none)")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
-    parser.add_argument("--limit", type=positive, metavar="N", help="only N images, spread evenly over the data set")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the result as JSON")
+    parser.add_argument("--limit", type=whole(), metavar="N", help="only N images, spread evenly over the data set")
+    parser.add_argument("-o", "--output", type=location, metavar="FILE", help="write the result as JSON")
     parser.epilog = "example: vision-ssm evaluate --data imagenet --model vmamba_tiny_s1l8 --pretrained -o result.json"
 
 
@@ -103,7 +109,7 @@ def _loader(dataset: _Images, config: dict, args: argparse.Namespace):
     return create_loader(
         dataset,
         batch_size=args.batch_size,
-        num_workers=args.workers,
+        num_workers=min(args.workers, math.ceil(len(dataset) / args.batch_size)),  # others would find nothing to do
         use_prefetcher=False,
         pin_memory=args.device == "cuda",
         persistent_workers=False,
@@ -162,14 +168,12 @@ def _versions() -> dict[str, str]:
 
 def _check(args: argparse.Namespace) -> None:
     """Find what is wrong before the images are counted and the weights are loaded."""
-    check_model_name(args.model)
-    if args.workers < 0:
-        raise CommandError(f"argument --workers: expected a whole number from 0, got {args.workers}")
+    check_weights(args)
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise CommandError("no CUDA device is available")
     if args.output:
-        check_output(args.output)
+        check_output(args.output, [args.data, args.checkpoint])
 
 
 def run(args: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from .config import ConfigError, load_config
 from .order import DataError
 from .runner import Runner
 from .tta import average_views
+from .types import checked_types
 
 __all__ = ["test", "train"]
 
@@ -71,6 +72,7 @@ def _runner(cfg: Config) -> Runner:
         raise ConfigError(f"{_name(cfg)}: {error}") from error
 
 
+@checked_types()
 def train(
     config: str | Path | Config,
     work_dir: str | Path | None = None,
@@ -112,6 +114,7 @@ def train(
     return _run(_runner(cfg), "train", cfg)
 
 
+@checked_types()
 def test(
     config: str | Path | Config,
     checkpoint: str | Path,

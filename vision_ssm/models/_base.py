@@ -1,5 +1,6 @@
 """What every network of the package does alike for timm: initialisation, weight decay, building, loading."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -102,7 +103,12 @@ def pretrained_cfg(facts: dict, **kwargs) -> dict:
 
 
 def build(model_cls: type[Backbone], name: str, pretrained: bool, feature_cfg: dict, filter_fn, **kwargs) -> nn.Module:
-    """`timm.models.build_model_with_cfg`; timm writes into `feature_cfg`, so it gets a copy."""
-    return build_model_with_cfg(
+    """`timm.models.build_model_with_cfg`; timm writes into `feature_cfg`, so it gets a copy.
+
+    What the class was called with stays in the model's `variant`.
+    """
+    model = build_model_with_cfg(
         model_cls, name, pretrained, pretrained_filter_fn=filter_fn, feature_cfg=dict(feature_cfg), **kwargs
     )
+    model.variant = {key: value for key, value in kwargs.items() if key in inspect.signature(model_cls).parameters}
+    return model

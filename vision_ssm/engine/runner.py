@@ -27,7 +27,7 @@ from ..checkpoints import CheckpointError, check_state_dict, converting, read, u
 from ..files import write_atomically, written_over
 from .checkpoint_hook import CheckpointHook
 from .classes_hook import ClassesHook
-from .data_check import DataCheckHook, check_samples
+from .data_check import DataCheckHook, check_samples, naming_annotations
 from .loader import built, ordered_loader
 from .loops import EpochLoop, IterLoop
 from .order import Order, Seeded, preserved, random_state, restore
@@ -155,6 +155,11 @@ class Runner(_Runner):
         check_samples(loop)
         check_outputs(self.cfg, loop)
         return loop
+
+    def build_evaluator(self, evaluator):
+        """As MMEngine's; a metric's COCO file that cannot be read is named."""
+        with naming_annotations(evaluator):
+            return super().build_evaluator(evaluator)
 
     def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
         """As MMEngine's, which does not name an optimiser that it does not know."""

@@ -95,7 +95,7 @@ class SequenceBackbone(Backbone):
         blocks: built by the family; `dim` wide.
         img_size: size that the position table is made for.
         patch_size, stride: of the patch embedding.
-        class_token: where a class token stands in the sequence, None or False for none.
+        class_token: where a class token stands in the sequence, False (or None, which timm drops) for none.
         pos_embed: learned position table.
         rope: rotary embedding of the mixer outputs and the residual stream before each block. Its tables are made for
             the grid of `img_size` (or `set_input_size`); for other sizes they are resized, as the reference does.
@@ -128,9 +128,8 @@ class SequenceBackbone(Backbone):
         dtype=None,
     ):
         super().__init__()
-        class_token = class_token or None  # timm's factory drops arguments that are None, so False says it too
-        if class_token not in (None, "middle", "first", "both_ends"):
-            raise ValueError(f"`class_token` is {class_token!r}: expected None, 'middle', 'first' or 'both_ends'")
+        if class_token not in (None, False, "middle", "first", "both_ends"):
+            raise ValueError(f"`class_token` is {class_token!r}: expected 'middle', 'first', 'both_ends' or False")
         dd = {"device": device, "dtype": dtype}
         self.in_chans, self.num_classes = in_chans, num_classes
         self.num_features = self.head_hidden_size = dim

@@ -46,7 +46,8 @@ class VisionMamba(SequenceBackbone):
         img_size, patch_size, stride: of the patch embedding.
         dim, depth: width and number of blocks.
         d_state, expand, d_conv: of the mixers.
-        bidirectional: form of the mixers: "v2" as published, "v1", None for causal ones.
+        bidirectional: form of the mixers: "v2" as published, "v1", False for causal ones (None, which timm drops, says
+            the same here).
         average: halve the sum of the two directions (v2).
         paired: causal blocks in pairs, the second on the reversed sequence.
         layer_scale: initial scale of the mixers' outputs, none by default.
@@ -64,7 +65,7 @@ class VisionMamba(SequenceBackbone):
         d_state: int = 16,
         expand: int = 2,
         d_conv: int = 4,
-        bidirectional: Literal["v1", "v2"] | None = "v2",
+        bidirectional: Literal["v1", "v2", False] | None = "v2",
         average: bool = True,
         paired: bool = False,
         layer_scale: float | None = None,
@@ -86,7 +87,7 @@ class VisionMamba(SequenceBackbone):
             raise ValueError(f"`rope` turns a whole grid: expected class_token=False, got {class_token!r}")
         rates = block_drop_paths(drop_path_rate, depth)
         mixer = dict(d_state=d_state, d_conv=d_conv, expand=expand, average=average, layer_scale=layer_scale)
-        mixer["bidirectional"] = None if paired else bidirectional
+        mixer["bidirectional"] = False if paired else bidirectional
         blocks: list[nn.Module] = [
             Block(dim, Mamba(dim, **mixer, **dd), rms_norm, rates[i], **dd) for i in range(depth)
         ]

@@ -19,7 +19,7 @@ def auto_rank(dim: int, dt_rank: int | Literal["auto"] = "auto") -> int:
 
 
 class DepthwiseConv1d(nn.Module):
-    """K causal depthwise convolutions with SiLU, one along each path: weight (K, channels, width), bias (K, channels)."""
+    """K causal depthwise convolutions with SiLU, one a path: weight (K, channels, width), bias (K, channels)."""
 
     def __init__(self, channels: int, width: int, paths: int = 1, bias: bool = True, device=None, dtype=None):
         super().__init__()

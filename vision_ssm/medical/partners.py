@@ -99,6 +99,13 @@ class UNet(DenseNetwork):
         return self.head(self.decoder(x, maps[:-1]))
 
 
+class _SwinBlock(SwinTransformerBlock):
+    """timm's block, also for an empty batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if not torch.jit.is_tracing() and x.shape[0] == 0 else super().forward(x)
+
+
 class SwinUNet(ExpandUNet):
     """Swin-UNet, the transformer of Weak-Mamba-UNet.
 
@@ -137,7 +144,7 @@ class SwinUNet(ExpandUNet):
         def blocks(i: int) -> list[nn.Module]:
             grid = tuple(side // (4 * 2**i) for side in sides)
             return [
-                SwinTransformerBlock(
+                _SwinBlock(
                     dim * 2**i, grid, num_heads[i], window_size=window_size, shift_size=j % 2 * (window_size // 2),
                     drop_path=rate, **dd,
                 )

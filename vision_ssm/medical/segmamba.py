@@ -87,9 +87,7 @@ class SegMamba(DenseNetwork):
         self.downsamples = nn.ModuleList([stem, *halve])
         self.convs = nn.ModuleList(_GatedSpatialConv(layers, dim) for dim in features)
         self.stages = nn.ModuleList(
-            _Stage(
-                *(TokenMixer(dim, TriOrientatedMamba(dim, cut, **dd), residual=True, **dd) for _ in range(depth))
-            )
+            _Stage(*(TokenMixer(dim, TriOrientatedMamba(dim, cut, **dd), residual=True, **dd) for _ in range(depth)))
             for dim, cut, depth in zip(features, slices, depths, strict=True)
         )
         self.taps = nn.ModuleList(

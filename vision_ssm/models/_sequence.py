@@ -334,7 +334,7 @@ class SequenceBackbone(Backbone):
                 tap = hidden if self.mixer_taps else residual + hidden
                 tap, prefix = self._split(self.norm(tap) if norm else tap, height * width)
                 if output_fmt == "NCHW":
-                    tap = tap.reshape(tap.shape[0], height, width, -1).permute(0, 3, 1, 2).contiguous()
+                    tap = tap.unflatten(1, [height, width]).permute(0, 3, 1, 2).contiguous()
                 maps.append(tap)
                 prefixes.append(prefix)
         if not torch.jit.is_scripting() and return_prefix_tokens:

@@ -17,6 +17,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 
 from ..cards import facts
 from ..checkpoints import rename, unwrap
+from ..scan import fix_in_trace
 from ._base import DenseNetwork, create, network_cfg, run
 from ._conv import ConvLayers
 from ._vss import drop_path_rates
@@ -164,6 +165,7 @@ class SwinUNet(ExpandUNet):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if tuple(x.shape[2:]) != self.img_size:
             raise ValueError(f"input of {tuple(x.shape[2:])}: expected {self.img_size}, the network's `img_size`")
+        fix_in_trace(x.shape[2:], "images")
         return super().forward(x)
 
 

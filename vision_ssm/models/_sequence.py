@@ -12,6 +12,7 @@ from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 
 from ..layers import rotary_tables, rotate
+from ..scan import fix_in_trace
 from ._base import Backbone
 
 __all__ = ["Block", "PatchEmbed", "SequenceBackbone"]
@@ -25,8 +26,10 @@ torch.fx.wrap("rotary_tables")
 
 
 @torch.fx.wrap
-def _check_size(x: torch.Tensor, expected: Tuple[int, int]) -> None:
-    if (x.shape[2], x.shape[3]) != expected:
+def _check_size(x: torch.Tensor, expected: Optional[Tuple[int, int]]) -> None:
+    if not torch.jit.is_scripting():
+        fix_in_trace(x.shape[2:], "images")
+    if expected is not None and (x.shape[2], x.shape[3]) != expected:
         raise ValueError(
             f"the image is {x.shape[2]}x{x.shape[3]} pixels, expected {expected[0]}x{expected[1]}: "
             "call set_input_size, or create the model with dynamic_img_size=True"
@@ -270,8 +273,7 @@ class SequenceBackbone(Backbone):
         return self._join(_resized_grid(patches, old, new), tokens)
 
     def _embed(self, x: torch.Tensor) -> Tuple[torch.Tensor, int, int]:
-        if not self.dynamic_img_size:
-            _check_size(x, self.img_size)
+        _check_size(x, None if self.dynamic_img_size else self.img_size)
         x = self.patch_embed(x)
         height, width = x.shape[1], x.shape[2]
         x = x.flatten(1, 2)

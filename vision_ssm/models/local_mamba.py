@@ -20,8 +20,8 @@ from ..checkpoints import rename, stack_paths, unwrap
 from ..layers import SS2D, LocalMamba
 from ..scan import Middle, Restored, ScanPath, Window, column, row
 from ._base import build, pretrained_cfg
+from ._positions import fit_positions
 from ._sequence import Block, SequenceBackbone, block_drop_paths
-from .vim import fit_positions
 from .vmamba import VMamba
 from .vmamba import checkpoint_filter_fn as vmamba_filter_fn
 

@@ -18,6 +18,7 @@ from ..cards import facts
 from ..checkpoints import mamba_parameters, rename, stack_paths, unwrap
 from ..layers import Mamba
 from ._base import build, pretrained_cfg
+from ._positions import fit_positions
 from ._sequence import Block, ClassToken, SequenceBackbone, block_drop_paths
 
 __all__ = ["PairedBlock", "VisionMamba"]
@@ -119,17 +120,6 @@ _NAMES = [
     (r"^cls_token_tail$", "tail_token"),
     (r"^layers\.", "blocks."),
 ]
-
-
-def fit_positions(state_dict: dict[str, torch.Tensor], model: SequenceBackbone) -> dict[str, torch.Tensor]:
-    """The position table resized to the model's grid, from a square one."""
-    table = state_dict.get("pos_embed")
-    if table is not None and model.pos_embed is not None and table.shape[1] != model.pos_embed.shape[1]:
-        patches = table.shape[1] - model.num_prefix_tokens
-        side = round(patches**0.5)
-        if side * side == patches and table.shape[2] == model.pos_embed.shape[2]:
-            state_dict = state_dict | {"pos_embed": model.resized_positions(table, (side, side), model.grid_size)}
-    return state_dict
 
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:

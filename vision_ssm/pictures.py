@@ -21,6 +21,7 @@ __all__ = [
     "check_image",
     "is_picture",
     "is_turned",
+    "read_channels",
     "read_image",
     "read_labels",
     "read_pixels",
@@ -151,6 +152,15 @@ def is_turned(source: Source) -> bool:
         PictureError: the header cannot be read.
     """
     return _opened(source, lambda picture: picture.getexif().get(_ORIENTATION, 1) in range(2, 9))
+
+
+def read_channels(source: Source) -> int:
+    """The number of channels that `read_pixels` gives, 1 or 3, from the header alone.
+
+    Raises:
+        PictureError: the header cannot be read.
+    """
+    return _opened(source, lambda picture: 1 if picture.mode in _GREY or picture.mode.startswith("I") else 3)
 
 
 def _shown_size(picture: Image.Image) -> tuple[int, int]:

@@ -59,7 +59,13 @@ param_scheduler = [
 optim_wrapper = dict(
     constructor="TimmLayerDecay",
     optimizer=dict(weight_decay=0.1),
-    paramwise_cfg=dict(_delete_=True, layer_decay=0.837),
+    # The reference decays all but the position table: its exception for norms knows neither of the two kinds it has.
+    paramwise_cfg=dict(
+        _delete_=True,
+        layer_decay=0.837,
+        flat_decay_mult=1.0,
+        custom_keys={"backbone.model": dict(decay_mult=1.0), "backbone.model.pos_embed": dict(decay_mult=0.0)},
+    ),
 )
 default_hooks = dict(logger=dict(log_metric_by_epoch=False))
 log_processor = dict(by_epoch=False)

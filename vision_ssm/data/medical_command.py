@@ -103,8 +103,8 @@ def main(title: str, argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser(title)
     args = parser.parse_args(argv)
-    check_arguments(parser, args)
     root = args.root or Path(SETS[args.set].root)
+    check_arguments(parser, args, root)
     status = run_command("", lambda: _prepare(args.set, root, args))
     if status == 2 and not root.exists():
         print(f"  the set is at {SETS[args.set].home}", file=sys.stderr)

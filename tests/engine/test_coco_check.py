@@ -312,3 +312,18 @@ def test_files_of_metrics_are_looked_at(root):
     told = []
     check_evaluator(metric, data, told.append)
     assert "1 images that are not tested and count as missed" in told[0]
+
+
+def test_more_classes_than_label_maps_could_have(root):
+    """Boxes have any number of classes; label maps beside them have meanings of their own."""
+    classes = tuple(f"class {i}" for i in range(400))
+    categories = [dict(id=i + 1, name=name) for i, name in enumerate(classes)]
+    written(root / "a.json", lambda coco: coco.update(categories=categories))
+    (root / "maps").mkdir()
+    for i in (1, 2):
+        Image.fromarray(np.full((HEIGHT, WIDTH), 182, np.uint8)).save(root / "maps" / f"{i}.png")
+    beside = dict(metainfo=dict(classes=classes), data_prefix=dict(img="", seg="maps"))
+    check_dataset(dataset(root, **beside))
+    (root / "maps" / "2.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"maps/2\.png cannot be read"):
+        check_dataset(dataset(root, **beside))

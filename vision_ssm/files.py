@@ -1,12 +1,23 @@
-"""Files that are never seen half written."""
+"""Files that are never seen half written, and folders that one process writes to."""
 
+import errno
 import json
 import os
 import re
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["remove_unfinished", "write_atomically", "write_json"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+__all__ = ["held", "remove_unfinished", "write_atomically", "write_json"]
+
+_LOCK = "run.lock"
+_held: set[Path] = set()  # by this process, which the system's locks do not keep from itself
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
@@ -34,3 +45,37 @@ def remove_unfinished(folder: str | Path, suffix: str) -> None:
 def write_json(path: str | Path, content: object) -> Path:
     """`content` as indented JSON."""
     return write_atomically(path, lambda file: file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8"))
+
+
+@contextmanager
+def held(folder: str | Path) -> Iterator[None]:
+    """Keep a folder for this process. The system lets go of it when the process ends, however it ends.
+
+    On file systems without locks, other processes are not seen.
+
+    Raises:
+        BlockingIOError: another process has it; the message has the folder and the process.
+        OSError: the folder cannot be written to.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder.resolve() / _LOCK
+    if path in _held:
+        raise BlockingIOError(f"{folder} is in use by another run of this process")
+    with open(path, "a+", encoding="utf-8", errors="replace") as file:
+        try:
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                who = ascii(file.read(200).strip())[1:-1] or "another process"
+                raise BlockingIOError(f"{folder} is in use by {who}: expected a folder of this run alone") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        _held.add(path)
+        try:
+            yield
+        finally:
+            _held.discard(path)

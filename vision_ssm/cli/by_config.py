@@ -70,7 +70,7 @@ def running() -> Iterator[ModuleType]:
         from ..checkpoints import CheckpointError
     except ImportError as error:
         raise CommandError(str(error)) from error
-    bad_input = (FileNotFoundError, CheckpointError, engine.ConfigError, engine.DataError)
+    bad_input = (FileNotFoundError, CheckpointError, engine.ConfigError, engine.DataError, engine.NonFiniteError)
     try:
         yield engine
     except bad_input as error:

@@ -269,8 +269,11 @@ def _run(runner: Runner, job: str, cfg: Config):
     except DataError as error:
         # The traceback keeps the loaders, whose processes would then take seconds to end.
         raise error.with_traceback(None) from error.__cause__
-    except (KeyError, TypeError) as error:
-        # Loaders, hooks and optimisers are built late; MMEngine names the class and what it did not expect.
-        if "unexpected keyword" in str(error) or "registry" in str(error):
+    except (CheckpointError, ConfigError):
+        raise
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        # Loops, optimisers and schedules are built when the job starts, loaders and hooks later still. MMEngine names
+        # the class and what it did not expect.
+        if not runner.is_built or "unexpected keyword" in str(error) or "registry" in str(error):
             raise ConfigError(f"{_name(cfg)}: {error}") from error
         raise

@@ -26,6 +26,12 @@ def _told(value) -> str:
     return next((text for kind, text in kinds.items() if isinstance(value, kind)), "an object")
 
 
+def _is_number(value) -> bool:
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+
+
 class Parts:
     """Parts of one file, by kind.
 
@@ -67,9 +73,17 @@ class Parts:
         return value
 
     def number(self, name: str, value) -> float:
-        """A finite number."""
-        good = isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
-        return self.expect(good, name, value, "a number")
+        """A finite number, of 64 bits."""
+        return self.expect(_is_number(value) and isfinite(value), name, value, "a number")
+
+    def plain(self, name: str, value) -> object:
+        """Numbers, text, and lists and mappings of such."""
+        if isinstance(value, Mapping):
+            return self.mapping(name, value, self.plain)
+        if isinstance(value, (list, tuple)):
+            return self.sequence(name, value, self.plain)
+        good = value is None or isinstance(value, (bool, int, float, str))
+        return self.expect(good, name, value, "a number or text")
 
     def count(self, name: str, value, most: int = 2**53) -> int:
         """A whole number from 0."""
@@ -93,10 +107,11 @@ class Parts:
             self.sequence(name, value, length=len(own))
             return type(own)(self.like(f"{name}[{i}]", a, b) for i, (a, b) in enumerate(zip(value, own, strict=True)))
         if own is None or isinstance(own, bool):
-            return self.expect(value is None or isinstance(value, (bool, int, float)), name, value, "a plain value")
-        if isinstance(own, (int, float)):  # a counter may be infinite before it starts
-            good = isinstance(value, (int, float)) and not isinstance(value, bool)
-            return self.expect(good, name, value, "a number")
+            return self.expect(
+                value is None or isinstance(value, bool) or _is_number(value), name, value, "a plain value"
+            )
+        if isinstance(own, (int, float)):  # a best score is infinite before there is one
+            return self.expect(_is_number(value), name, value, "a number")
         return self.expect(type(value) is type(own), name, value, f"a {type(own).__name__}")
 
 
@@ -146,7 +161,7 @@ def check_content(content: Mapping, file: str | Path, allowed: set[str] = frozen
             done <= min(steps, meta["iter"]), "epoch_progress.done", done, f"at most {min(steps, meta['iter'])}"
         )
     if "setting" in content:
-        setting = parts.mapping("setting", content["setting"])
+        setting = parts.mapping("setting", content["setting"], parts.plain)
         parts.mapping("setting.optimizers", setting.get("optimizers"), parts.mapping)
     if "process_states" in content:
         parts.sequence(
@@ -158,6 +173,8 @@ def _check_hub(parts: Parts, hub) -> None:
     parts.mapping("message_hub", hub)
     for key in ("log_scalars", "runtime_info", "resumed_keys"):
         parts.mapping(f"message_hub.{key}", hub.get(key))
+    for key, value in hub["resumed_keys"].items():
+        parts.expect(isinstance(value, bool), f"message_hub.resumed_keys.{key}", value, "True or False")
     for key, history in hub["log_scalars"].items():
         if isinstance(history, Mapping):  # otherwise an object of MMEngine's own checkpoints, which is left out
             name = f"message_hub.log_scalars.{key}"

@@ -10,7 +10,6 @@ from ..checkpoints import check_state_dict
 from .loops import EpochLoop
 from .order import Order, random_state, restore
 from .parts import Parts, check_process
-from .plain import plain
 from .schedule import by_optimizer, wrappers
 from .setting import differences
 from .training_state import OptimizerPlan
@@ -156,17 +155,19 @@ class Resumption:
 
     def _compare_classes(self, saved) -> None:
         own = getattr(self.runner.train_dataloader.dataset, "metainfo", None) or {}
-        classes = [plain(one.get("classes"), "classes") if isinstance(one, Mapping) else None for one in (saved, own)]
-        if None not in classes and list(classes[0]) != list(classes[1]):
+        classes = [one.get("classes") if isinstance(one, Mapping) else None for one in (saved, own)]
+        if all(isinstance(each, (list, tuple)) for each in classes) and list(classes[0]) != list(classes[1]):
             self.runner.logger.warning(f"{self.file} was trained on other classes than the data has: it goes on")
 
     def _messages(self, saved: Mapping) -> None:
         """What was logged, and what hooks keep. What a run says of itself stays: its config, seed and name."""
         hub = self.runner.message_hub
-        info = {key: value for key, value in saved["runtime_info"].items() if key not in hub.runtime_info}
-        known = {*saved["log_scalars"], *info}
-        kept = {key: bool(value) for key, value in saved["resumed_keys"].items() if key in known}
-        hub.load_state_dict(dict(log_scalars=saved["log_scalars"], runtime_info=info, resumed_keys=kept))
+        keep = {key for key, kept in saved["resumed_keys"].items() if kept and key not in hub.runtime_info}
+        info = {key: value for key, value in saved["runtime_info"].items() if key in keep}
+        scalars = {key: value for key, value in saved["log_scalars"].items() if key in keep}
+        hub.load_state_dict(
+            dict(log_scalars=scalars, runtime_info=info, resumed_keys=dict.fromkeys((*scalars, *info), True))
+        )
 
     def _within_epoch(self, loop: EpochLoop, progress: Mapping | None) -> None:
         done = progress["done"] if progress else 0

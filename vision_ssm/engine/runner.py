@@ -65,6 +65,7 @@ class Runner(_Runner):
     - A sample that cannot be read is an error that names its file.
     """
 
+    is_built = False  # loops, optimisers and schedules
     validation_missed = False  # the run was resumed where the validation of that step had not ended
     resumed_from: str | None = None
     setting: dict | None = None  # of the training, before its first step
@@ -268,6 +269,7 @@ class Runner(_Runner):
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
         """As MMEngine's; after the hooks have added to a checkpoint, it is made plain, and must be finite."""
+        self.is_built |= fn_name == "before_run"
         super().call_hook(fn_name, **kwargs)
         if fn_name == "before_save_checkpoint":
             checkpoint = kwargs["checkpoint"]

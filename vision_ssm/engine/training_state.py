@@ -130,8 +130,8 @@ class OptimizerPlan:
                 self.parts.fail(f"its optimizer has the options {', '.join(foreign)}, which {kind} has not", _ANEW)
         merged = dict(own, params=list(saved.get("params", ())))
         for key, value in own.items():
-            if key == "params" or key not in saved:
-                continue
+            if key == "params" or key not in saved or value is None or isinstance(value, bool):
+                continue  # how to compute is for the config to say
             told = self._like(f"{name}.{key}", saved[key], value)
             if key in self.scheduled:
                 merged[key] = value if self.replay else self._continued(key, told, saved, own)
@@ -169,9 +169,8 @@ class OptimizerPlan:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 key = next(number)
-                if not state.get(key):
+                if not (entry := parts.mapping(f"{name}[{key}]", state.get(key, {}))):
                     continue
-                entry = parts.mapping(f"{name}[{key}]", state[key])
                 shape = (parameter.shape, parameter.dtype, id(group))
                 if shape not in known:
                     known[shape] = _first_state(optimizer, parameter, group)

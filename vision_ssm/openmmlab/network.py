@@ -11,7 +11,15 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
-from ..engine import ConfigError, build_network, check_classes, class_logits, level_loss, network_state_dict
+from ..engine import (
+    ConfigError,
+    build_network,
+    check_classes,
+    class_logits,
+    level_loss,
+    load_network,
+    network_state_dict,
+)
 from ..medical import DenseNetwork, load_encoder
 
 __all__ = ["NetworkSegmentor"]

@@ -263,7 +263,7 @@ class Runner(_Runner):
         """
         checkpoint = revived(read(filename))
         model = self._bare_model()
-        state_dict = unwrap(checkpoint)
+        state_dict = unwrap(checkpoint, filename)
         with converting(filename, model):
             if convert := getattr(model, "convert_state_dict", None):
                 state_dict = convert(state_dict)

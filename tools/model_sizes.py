@@ -21,11 +21,13 @@ FILE = ROOT / "vision_ssm" / "checkpoints" / "model_sizes.json"
 
 
 def size(name: str) -> list[int]:
-    """Entries of a model without classes, and of each class."""
-    two, three = (
-        count_entries(timm.create_model(name, num_classes=classes, device="meta").state_dict()) for classes in (2, 3)
+    """a, b and c of the a + b n + c n^2 entries of a model with n classes."""
+    two, three, four = (
+        count_entries(timm.create_model(name, num_classes=classes, device="meta").state_dict()) for classes in (2, 3, 4)
     )
-    return [two - 2 * (three - two), three - two]
+    squared = (four - 2 * three + two) // 2
+    each = three - two - 5 * squared
+    return [two - 2 * each - 4 * squared, each, squared]
 
 
 def main() -> int:

@@ -58,9 +58,8 @@ def check_values(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor], so
     in any dtype. A value that is infinite or no number, or that becomes so in the model's dtype, stands where the
     model's own has such values and nowhere else.
     """
-    for name, value in state_dict.items():
-        problem = _problem(value, own[name])
-        if problem:
+    for name, like in own.items():
+        if problem := _problem(state_dict[name], like):
             raise CheckpointError(f"{where(source)} cannot be loaded: {shown(name)} {problem}")
 
 

@@ -32,15 +32,12 @@ def download(url: str) -> Path:
     Raises:
         CheckpointError: another kind of address; or the file cannot be had, whole and in time.
     """
-    if urlsplit(url).scheme.lower() not in ("http", "https"):
+    if url.partition("://")[0].lower() not in ("http", "https"):
         raise CheckpointError(f"{where(url)} cannot be downloaded: expected a path, or an http or https address")
-    name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path).rpartition("/")[2], flags=re.ASCII)[-100:]
-    folder = Path(torch.hub.get_dir()) / "checkpoints" / "vision_ssm"
-    path = folder / f"{hashlib.sha256(url.encode(errors='surrogateescape')).hexdigest()[:16]}-{name}"
-    if path.is_file():
-        return path
     try:
-        _fetch(url, path, re.search(r"-([0-9a-f]{8,64})\.\w+$", name))
+        path = _cached(url)
+        if not path.is_file():
+            _fetch(url, path)
     except CheckpointError as error:
         problem = str(error)
     except urllib.error.HTTPError as error:
@@ -61,7 +58,14 @@ def download(url: str) -> Path:
     )
 
 
-def _fetch(url: str, path: Path, digits: re.Match | None) -> None:
+def _cached(url: str) -> Path:
+    name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path).rpartition("/")[2], flags=re.ASCII)[-100:]
+    folder = Path(torch.hub.get_dir()) / "checkpoints" / "vision_ssm"
+    return folder / f"{hashlib.sha256(url.encode(errors='surrogateescape')).hexdigest()[:16]}-{name}"
+
+
+def _fetch(url: str, path: Path) -> None:
+    digits = re.search(r"-([0-9a-f]{8,64})\.\w+$", urlsplit(url).path)
     request = urllib.request.Request(url, headers={"User-Agent": "vision-ssm", "Accept-Encoding": "identity"})
     with _opener().open(request, timeout=_TIMEOUT) as response:
         if response.headers.get_content_type() == "text/html":

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,8 +12,7 @@ __all__ = ["count_entries", "fitting_models", "recorded_sizes"]
 
 # Tables that depend on the size of images and not on the model, or that are computed.
 _TABLES = ("pos_embed", "rope.", "attn_mask")
-_MOST_CLASSES = 100_000
-_MOST_CANDIDATES = 4
+_MOST_CANDIDATES = 6
 
 
 def count_entries(state_dict: Mapping[str, Tensor]) -> int:
@@ -25,10 +25,10 @@ def count_entries(state_dict: Mapping[str, Tensor]) -> int:
 
 
 @functools.cache
-def recorded_sizes() -> dict[str, tuple[int, int]]:
-    """Of every registered model its entries without classes, and for each class (`tools/model_sizes.py`)."""
+def recorded_sizes() -> dict[str, tuple[int, int, int]]:
+    """Of every registered model a, b and c of its a + b n + c n^2 entries with n classes (`tools/model_sizes.py`)."""
     content = json.loads(Path(__file__).with_name("model_sizes.json").read_text(encoding="utf-8"))
-    return {name: (fixed, each) for name, (fixed, each) in content.items()}
+    return {name: tuple(size) for name, size in content.items()}
 
 
 def fitting_models(
@@ -36,7 +36,7 @@ def fitting_models(
 ) -> list[str]:
     """Registered models that a checkpoint fits exactly, whatever its number of classes.
 
-    Only models of as many entries are built to compare names and shapes, at most four.
+    Only models of as many entries, with the classes that some tensor has, are built to compare names and shapes.
 
     Args:
         state_dict: in any published layout.
@@ -47,8 +47,9 @@ def fitting_models(
     from ..registry import model_names
 
     total, known, fits = count_entries(state_dict), set(model_names()), []
-    candidates = [name for name, size in recorded_sizes().items() if name in known and _has(total, *size)]
-    for name in candidates[:_MOST_CANDIDATES]:
+    sides = {side for value in state_dict.values() for side in value.shape} | {0}
+    candidates = [name for name, size in recorded_sizes().items() if _classes(total, *size) in sides]
+    for name in [one for one in candidates if one in known][:_MOST_CANDIDATES]:
         model = timm.create_model(name, device="meta")
         try:
             converted = convert(state_dict, model)
@@ -59,9 +60,16 @@ def fitting_models(
     return fits
 
 
-def _has(total: int, fixed: int, each: int) -> bool:
+def _classes(total: int, fixed: int, each: int, squared: int) -> int | None:
+    """The number of classes with which a model has `total` entries; None if there is none."""
     rest = total - fixed
-    return rest == 0 if not each else rest >= 0 and rest % each == 0 and rest // each <= _MOST_CLASSES
+    if not (each or squared):
+        return None if rest else 0
+    root = each**2 + 4 * squared * rest
+    if root < 0:
+        return None
+    classes = (math.isqrt(root) - each) // (2 * squared) if squared else rest // each
+    return classes if classes >= 0 and classes * (each + classes * squared) == rest else None
 
 
 def _shapes(state_dict: Mapping[str, Tensor], heads: tuple[str, ...]) -> dict[str, tuple[int, ...]]:

@@ -79,6 +79,7 @@ class _Archive(_File):
     def __init__(self, file: BinaryIO):
         super().__init__(file)
         self.records: dict[str, zipfile.ZipInfo] = {}
+        self.limits: dict[str, int] = {}  # where the next record begins
         with zipfile.ZipFile(file) as archive:
             entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
             end = archive.start_dir
@@ -91,7 +92,7 @@ class _Archive(_File):
                 raise CheckpointError(f"it has two records {shown(name)}")
             if entry.file_size != entry.compress_size or entry.header_offset + 30 + entry.file_size > limit:
                 raise CheckpointError(f"its record {shown(name)} overlaps the next")
-            self.records[name] = entry
+            self.records[name], self.limits[name] = entry, limit
         self.checked = any(entry.CRC for entry in entries)  # torch.serialization.set_crc32_options can leave them out
 
     def content(self) -> Any:
@@ -117,7 +118,7 @@ class _Archive(_File):
         entry = self.records[name]
         self.file.seek(entry.header_offset)
         signature, named, extra = struct.unpack("<4s22xHH", self.file.read(30))
-        if signature != _ZIP or entry.header_offset + 30 + named + extra + entry.file_size > self.size:
+        if signature != _ZIP or self.file.tell() + named + extra + entry.file_size > self.limits[name]:
             raise CheckpointError(f"its record {shown(name)} is damaged")
         self.file.seek(named + extra, io.SEEK_CUR)
         if _fill(data, self.file) != entry.CRC and self.checked:

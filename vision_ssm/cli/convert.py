@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-import safetensors.torch
 import timm
 
+from ..checkpoints import safetensors_bytes
 from ..registry import model_names
 from .console import CommandError, check_output, write
 from .inputs import add_model_arguments, check_model_name, load
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"{args.output} exists: give --force to overwrite it")
     model = timm.create_model(name, num_classes=args.num_classes)
     load(model, args.checkpoint)
-    tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
-    write(args.output, safetensors.torch.save(tensors, metadata={"format": "pt", "model": name}))
+    tensors = model.state_dict()
+    write(args.output, safetensors_bytes(tensors, {"model": name}))
     print(f"{args.output}: {len(tensors)} tensors for {name}")
     return 0

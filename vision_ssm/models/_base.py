@@ -129,8 +129,9 @@ def pretrained_cfg(facts: dict, **kwargs) -> dict:
 def build(model_cls: type[Backbone], name: str, pretrained: bool, feature_cfg: dict, filter_fn, **kwargs) -> nn.Module:
     """`timm.models.build_model_with_cfg`; timm writes into `feature_cfg`, so it gets a copy.
 
-    What the class was called with stays in the model's `variant`. An address of weights that this package reads (`custom_load`) reaches `load_pretrained` as it is, by timm's `file`:
-    timm's own downloads are cached by the last part of the address.
+    What the class was called with stays in the model's `variant`. An address of weights that this package reads
+    (`custom_load`) reaches `load_pretrained` as it is, by timm's `file`: timm's own downloads are cached by the last
+    part of the address.
     """
     cfg = resolve_pretrained_cfg(name, kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None))
     elsewhere = cfg.source or cfg.file or cfg.state_dict or cfg.hf_hub_id or kwargs.get("cache_dir")

@@ -103,9 +103,9 @@ def _check_leaf(dataset, log: Log | None, warn: Log | None) -> None:
     content, coco = _Content(dataset), _coco_file(dataset)
     rule = LabelRule.of(dataset) if content.maps else None
     options = dict(classes=classes, masks=_wants_masks(dataset), least_side=_least_side(dataset))
-    left_out = list(left_out_pictures(dataset))
+    left_out, learns = list(left_out_pictures(dataset)), not getattr(dataset, "test_mode", False)
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-        stamps = [rule.stamp() if rule else "", repr(options), repr(sorted(map(str, content.labels))), *left_out]
+        stamps = [rule.stamp() if rule else "", repr((options, learns, sorted(map(str, content.labels)))), *left_out]
         if coco:
             stamps += [file_stamp(coco), repr(dataset.cat_ids)]
         stamps += pool.map(Sample.fingerprint, [*content.pictures, *content.maps], chunksize=256)
@@ -116,7 +116,7 @@ def _check_leaf(dataset, log: Log | None, warn: Log | None) -> None:
             lines = list(left_out)
             if coco:
                 lines += annotation_findings(coco, category_ids=dataset.cat_ids, **options)
-            elif classes and content.has_boxes and not getattr(dataset, "test_mode", False):
+            if classes and content.has_boxes and learns and not (coco and lines):
                 lines += _box_findings(content, tuple(classes), _name(dataset))
             wrong = dict(zip(content.pictures, pool.map(picture_problem, content.pictures), strict=True))
             lines += filter(None, wrong.values())

@@ -17,6 +17,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 
 from ..cards import facts
 from ..checkpoints import rename, unwrap
+from ..models._initialisation import init_truncated
 from ._base import DenseNetwork, create, network_cfg, run
 from ._conv import ConvLayers
 from ._vss import drop_path_rates
@@ -146,6 +147,11 @@ class SwinUNet(ExpandUNet):
             [blocks(i) for i in stages], [blocks(i) for i in stages[-2::-1]], dim, in_chans, num_classes, **dd
         )
         self.img_size = sides
+
+    def _init_layer(self, module: nn.Module, name: str) -> None:
+        super()._init_layer(module, name)
+        if hasattr(module, "relative_position_bias_table"):
+            init_truncated(module.relative_position_bias_table)
 
     def nominal_sides(self) -> tuple[int, ...]:
         """The size that the windows are for."""

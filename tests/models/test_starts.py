@@ -93,7 +93,9 @@ SEEN_AS_LINEAR = (
 )
 
 
-@pytest.mark.parametrize("kwargs", [{}, dict(class_token="middle"), dict(rms_norm=False, img_size=128), dict(dtype=torch.bfloat16)])
+@pytest.mark.parametrize(
+    "kwargs", [{}, dict(class_token="middle"), dict(rms_norm=False, img_size=128), dict(dtype=torch.bfloat16)]
+)
 def test_local_vim(kwargs):
     model = create("local_vim_tiny", depth=4, directions="h v- w7 w7-", **kwargs)
     holds(model, *LOCAL_VIM, *SEEN_AS_LINEAR)

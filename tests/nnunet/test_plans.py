@@ -184,7 +184,7 @@ def test_command_names_bad_input(tmp_path, capsys):
     source = tmp_path / "plans.json"
     source.write_text("{")
     for network, content, message in (
-        ("umamba_enc", None, "cannot be read"),
+        ("umamba_enc", None, "no plans at"),
         ("umamba_enc", "{", "is no JSON"),
         ("umamba_enc", "{}", "no plans file"),
         ("resnet", json.dumps(plans()), "no network 'resnet'"),

@@ -8,9 +8,27 @@ from typing import Literal
 import torch
 import torch.nn as nn
 
-__all__ = ["ConvLayers", "ResidualBlock", "UpBlock", "init_convolution"]
+__all__ = ["ConvLayers", "InstanceNorm2d", "InstanceNorm3d", "ResidualBlock", "UpBlock", "init_convolution"]
 
 Size = int | Sequence[int]
+
+
+class _EmptyBatches(nn.Module):
+    """An instance norm that takes empty batches, which PyTorch's refuses where it has a scale."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.affine and not torch.jit.is_tracing() and x.shape[0] == 0:
+            scale, shift = (p.unflatten(0, (-1,) + (1,) * (x.dim() - 2)) for p in (self.weight, self.bias))
+            return x * scale + shift
+        return super().forward(x)
+
+
+class InstanceNorm2d(_EmptyBatches, nn.InstanceNorm2d):
+    """`nn.InstanceNorm2d` for any batch."""
+
+
+class InstanceNorm3d(_EmptyBatches, nn.InstanceNorm3d):
+    """`nn.InstanceNorm3d` for any batch."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +82,7 @@ class ConvLayers:
         """Norm of the style."""
         if self.norm == "batch":
             return (nn.BatchNorm2d if self.dims == 2 else nn.BatchNorm3d)(channels, **self.dd)
-        kind = nn.InstanceNorm2d if self.dims == 2 else nn.InstanceNorm3d
+        kind = InstanceNorm2d if self.dims == 2 else InstanceNorm3d
         return kind(channels, affine=self.norm == "instance", **self.dd)
 
     def act(self) -> nn.Module:

@@ -39,6 +39,17 @@ class _GatedSpatialConv(nn.Module):
         return x + self.out(self.wide(x) + self.narrow(x))
 
 
+class _Stage(nn.Sequential):
+    """Mamba layers, one after another."""
+
+    grad_checkpointing = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self:
+            x = run(layer, self.grad_checkpointing, x)
+        return x
+
+
 class SegMamba(DenseNetwork):
     """SegMamba.
 
@@ -82,9 +93,7 @@ class SegMamba(DenseNetwork):
         self.downsamples = nn.ModuleList([stem, *halve])
         self.convs = nn.ModuleList(_GatedSpatialConv(layers, dim) for dim in features)
         self.stages = nn.ModuleList(
-            nn.Sequential(
-                *(TokenMixer(dim, TriOrientatedMamba(dim, cut, **dd), residual=True, **dd) for _ in range(depth))
-            )
+            _Stage(*(TokenMixer(dim, TriOrientatedMamba(dim, cut, **dd), residual=True, **dd) for _ in range(depth)))
             for dim, cut, depth in zip(features, slices, depths, strict=True)
         )
         self.taps = nn.ModuleList(
@@ -116,9 +125,7 @@ class SegMamba(DenseNetwork):
         """The encoder's four maps, after norm and MLP, at strides 2, 4, 8 and 16."""
         maps = []
         for downsample, conv, stage, tap in zip(self.downsamples, self.convs, self.stages, self.taps):
-            x = run(conv, self.grad_checkpointing, downsample(x))
-            for layer in stage:
-                x = run(layer, self.grad_checkpointing, x)
+            x = stage(run(conv, self.grad_checkpointing, downsample(x)))
             maps.append(run(tap, self.grad_checkpointing, x))
         return maps
 

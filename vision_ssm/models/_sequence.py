@@ -5,17 +5,19 @@ from typing import List, Literal, Optional, Tuple, Union  # noqa: UP035 - TorchS
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
-from timm.layers import DropPath, RmsNorm, get_device_dtype, resample_abs_pos_embed, to_2tuple
+from timm.layers import DropPath, RmsNorm, get_device_dtype, to_2tuple
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 
 from ..layers import rotary_tables, rotate
+from ..scan import fix_in_trace
 from ._base import Backbone
 from ._initialisation import init_truncated
+from ._patches import PatchEmbed
+from ._positions import resized_grid
 
-__all__ = ["Block", "PatchEmbed", "SequenceBackbone"]
+__all__ = ["Block", "SequenceBackbone"]
 
 ClassToken = Literal["middle", "first", "both_ends", False]
 POOLS = ("", "avg", "max", "avgmax", "token", "last")
@@ -23,45 +25,18 @@ POOLS = ("", "avg", "max", "avgmax", "token", "last")
 
 # Functions that FX tracing takes as they are, because they read shapes.
 torch.fx.wrap("rotary_tables")
+torch.fx.wrap("resized_grid")
 
 
 @torch.fx.wrap
-def _check_size(x: torch.Tensor, expected: Tuple[int, int]) -> None:
-    if (x.shape[2], x.shape[3]) != expected:
+def _check_size(x: torch.Tensor, expected: Optional[Tuple[int, int]]) -> None:
+    if not torch.jit.is_scripting():
+        fix_in_trace(x.shape[2:], "images")
+    if expected is not None and (x.shape[2], x.shape[3]) != expected:
         raise ValueError(
             f"the image is {x.shape[2]}x{x.shape[3]} pixels, expected {expected[0]}x{expected[1]}: "
             "call set_input_size, or create the model with dynamic_img_size=True"
         )
-
-
-@torch.fx.wrap
-def _resized_grid(patches: torch.Tensor, old: Tuple[int, int], new: Tuple[int, int]) -> torch.Tensor:
-    return resample_abs_pos_embed(patches, [new[0], new[1]], [old[0], old[1]], num_prefix_tokens=0, antialias=False)
-
-
-class PatchEmbed(nn.Module):
-    """Image to patch tokens (batch, height, width, dim); patches overlap where the stride is smaller than their size.
-
-    A remainder at the right and bottom is dropped, or filled up with zeros where `pad`.
-    """
-
-    def __init__(
-        self, patch_size: int, stride: int, in_chans: int, dim: int, pad: bool = False, device=None, dtype=None
-    ):
-        super().__init__()
-        self.patch_size, self.stride, self.pad = patch_size, stride, pad
-        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=stride, device=device, dtype=dtype)
-
-    def grid_size(self, height: int, width: int) -> Tuple[int, int]:
-        """Number of tokens in each direction."""
-        if self.pad:
-            height, width = height + -height % self.patch_size, width + -width % self.patch_size
-        return (height - self.patch_size) // self.stride + 1, (width - self.patch_size) // self.stride + 1
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.pad:
-            x = F.pad(x, (0, -x.shape[3] % self.patch_size, 0, -x.shape[2] % self.patch_size))
-        return self.proj(x).permute(0, 2, 3, 1)
 
 
 class Block(nn.Module):
@@ -97,7 +72,7 @@ class SequenceBackbone(Backbone):
         blocks: built by the family; `dim` wide.
         img_size: size that the position table is made for.
         patch_size, stride: of the patch embedding.
-        class_token: where a class token stands in the sequence, None or False for none.
+        class_token: where a class token stands in the sequence, False (or None, which timm drops) for none.
         pos_embed: learned position table.
         rope: rotary embedding of the mixer outputs and the residual stream before each block. Its tables are made for
             the grid of `img_size` (or `set_input_size`); for other sizes they are resized, as the reference does.
@@ -130,9 +105,8 @@ class SequenceBackbone(Backbone):
         dtype=None,
     ):
         super().__init__()
-        class_token = class_token or None  # timm's factory drops arguments that are None, so False says it too
-        if class_token not in (None, "middle", "first", "both_ends"):
-            raise ValueError(f"`class_token` is {class_token!r}: expected None, 'middle', 'first' or 'both_ends'")
+        if class_token not in (None, False, "middle", "first", "both_ends"):
+            raise ValueError(f"`class_token` is {class_token!r}: expected 'middle', 'first', 'both_ends' or False")
         dd = {"device": device, "dtype": dtype}
         self.in_chans, self.num_classes = in_chans, num_classes
         self.num_features = self.head_hidden_size = dim
@@ -262,11 +236,15 @@ class SequenceBackbone(Backbone):
     def resized_positions(self, table: torch.Tensor, old: Tuple[int, int], new: Tuple[int, int]) -> torch.Tensor:
         """A position table for another grid; the class tokens' rows stay as they are."""
         patches, tokens = self._split(table, old[0] * old[1])
-        return self._join(_resized_grid(patches, old, new), tokens)
+        return self._join(resized_grid(patches, old, new), tokens)
+
+    @torch.jit.ignore
+    def table_grid(self) -> tuple[int, int] | None:
+        """The grid that the position table is for."""
+        return None if self.pos_embed is None else self.grid_size
 
     def _embed(self, x: torch.Tensor) -> Tuple[torch.Tensor, int, int]:
-        if not self.dynamic_img_size:
-            _check_size(x, self.img_size)
+        _check_size(x, None if self.dynamic_img_size else self.img_size)
         x = self.patch_embed(x)
         height, width = x.shape[1], x.shape[2]
         x = x.flatten(1, 2)
@@ -329,7 +307,7 @@ class SequenceBackbone(Backbone):
                 tap = hidden if self.mixer_taps else residual + hidden
                 tap, prefix = self._split(self.norm(tap) if norm else tap, height * width)
                 if output_fmt == "NCHW":
-                    tap = tap.reshape(tap.shape[0], height, width, -1).permute(0, 3, 1, 2).contiguous()
+                    tap = tap.unflatten(1, [height, width]).permute(0, 3, 1, 2).contiguous()
                 maps.append(tap)
                 prefixes.append(prefix)
         if not torch.jit.is_scripting() and return_prefix_tokens:

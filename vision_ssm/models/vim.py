@@ -19,7 +19,9 @@ from ..checkpoints import mamba_parameters, rename, stack_paths, unwrap
 from ..layers import Mamba, SelectiveSSM
 from ._base import build, pretrained_cfg
 from ._initialisation import SSMInit, checked_ssm_init, init_linear, init_wide
-from ._sequence import Block, ClassToken, PatchEmbed, SequenceBackbone, block_drop_paths
+from ._patches import PatchEmbed
+from ._positions import fit_positions
+from ._sequence import Block, ClassToken, SequenceBackbone, block_drop_paths
 
 __all__ = ["PairedBlock", "VisionMamba"]
 
@@ -47,7 +49,8 @@ class VisionMamba(SequenceBackbone):
         img_size, patch_size, stride: of the patch embedding.
         dim, depth: width and number of blocks.
         d_state, expand, d_conv: of the mixers.
-        bidirectional: form of the mixers: "v2" as published, "v1", None for causal ones.
+        bidirectional: form of the mixers: "v2" as published, "v1", False for causal ones (None, which timm drops, says
+            the same here).
         average: halve the sum of the two directions (v2).
         paired: causal blocks in pairs, the second on the reversed sequence.
         layer_scale: initial scale of the mixers' outputs, none by default.
@@ -68,7 +71,7 @@ class VisionMamba(SequenceBackbone):
         d_state: int = 16,
         expand: int = 2,
         d_conv: int = 4,
-        bidirectional: Literal["v1", "v2"] | None = "v2",
+        bidirectional: Literal["v1", "v2", False] | None = "v2",
         average: bool = True,
         paired: bool = False,
         layer_scale: float | None = None,
@@ -91,7 +94,7 @@ class VisionMamba(SequenceBackbone):
             raise ValueError(f"`rope` turns a whole grid: expected class_token=False, got {class_token!r}")
         rates = block_drop_paths(drop_path_rate, depth)
         mixer = dict(d_state=d_state, d_conv=d_conv, expand=expand, average=average, layer_scale=layer_scale)
-        mixer["bidirectional"] = None if paired else bidirectional
+        mixer["bidirectional"] = False if paired else bidirectional
         blocks: list[nn.Module] = [
             Block(dim, Mamba(dim, **mixer, **dd), rms_norm, rates[i], **dd) for i in range(depth)
         ]
@@ -136,17 +139,6 @@ _NAMES = [
     (r"^cls_token_tail$", "tail_token"),
     (r"^layers\.", "blocks."),
 ]
-
-
-def fit_positions(state_dict: dict[str, torch.Tensor], model: SequenceBackbone) -> dict[str, torch.Tensor]:
-    """The position table resized to the model's grid, from a square one."""
-    table = state_dict.get("pos_embed")
-    if table is not None and model.pos_embed is not None and table.shape[1] != model.pos_embed.shape[1]:
-        patches = table.shape[1] - model.num_prefix_tokens
-        side = round(patches**0.5)
-        if side * side == patches and table.shape[2] == model.pos_embed.shape[2]:
-            state_dict = state_dict | {"pos_embed": model.resized_positions(table, (side, side), model.grid_size)}
-    return state_dict
 
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:

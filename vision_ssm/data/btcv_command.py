@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..files import write_json
@@ -18,15 +19,29 @@ _HOME = "https://www.synapse.org/Synapse:syn3193805"
 
 
 def class_names(names: Sequence[str]) -> list[str]:
-    """Names of the classes: given one by one, or in a JSON file as a list or as {"0": "background", ...}.
+    """Names of the classes: given one by one, or in a JSON file (see `_stated`).
 
     Raises:
-        ValueError: the file holds neither, the ids are not 0, 1, 2 and on, or there are fewer than two names.
+        ValueError: the file holds no names, the ids are not 0, 1, 2 and on, or there are fewer than two names.
         OSError: the file cannot be read.
     """
-    found: object = list(names)
+    return _stated(names)[0]
+
+
+def _stated(names: Sequence[str]) -> tuple[list[str], int | None]:
+    """Names of the classes, and the id that is ignored, if there is one.
+
+    A JSON file holds a list, or {"0": "background", ...}; or is nnU-Net's or the decathlon's `dataset.json`, whose
+    `labels` say {"background": 0, ..., "ignore": 3} or {"0": "background", ...}.
+    """
+    found, ignored = list(names), None
     if len(names) == 1 and names[0].endswith(".json"):
         found = json.loads(Path(names[0]).read_text(encoding="utf-8"))
+        if isinstance(found, dict) and isinstance(found.get("labels"), dict):
+            found = found["labels"]
+        if isinstance(found, dict) and found and all(isinstance(i, int) for i in found.values()):  # nnU-Net's
+            ignored = found.pop("ignore", None)
+            found = {str(i): name for name, i in found.items()}
         if isinstance(found, dict):
             ids = [str(i) for i in range(len(found))]
             if sorted(found) != sorted(ids):
@@ -34,7 +49,26 @@ def class_names(names: Sequence[str]) -> list[str]:
             found = [found[i] for i in ids]
     if not isinstance(found, list) or len(found) < 2 or not all(isinstance(name, str) and name for name in found):
         raise ValueError("expected the names of two classes or more, the background first")
-    return found
+    return found, ignored
+
+
+def _own_names(root: Path) -> list[str] | None:
+    """nnU-Net's file in a set's folder, if it says what the classes are."""
+    file = root / "dataset.json"
+    with suppress(OSError):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and isinstance(content.get("labels"), dict):
+            return [str(file)]
+    return None
+
+
+def _modality(root: Path, channels: int) -> str | list[str]:
+    """What the channels are: nnU-Net's `channel_names`, or their numbers."""
+    try:
+        stated = json.loads((root / "dataset.json").read_text(encoding="utf-8"))["channel_names"]
+        return [str(stated[str(i)]) for i in range(channels)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "CT" if channels == 1 else [f"channel {i}" for i in range(channels)]
 
 
 def _parser(title: str, default: str) -> argparse.ArgumentParser:
@@ -43,14 +77,19 @@ def _parser(title: str, default: str) -> argparse.ArgumentParser:
     own = parser.add_argument_group("a set of one's own in the same layout")
     own.add_argument("--validation", type=float, metavar="N", help="number of validation cases, or a fraction below 1")
     own.add_argument("--seed", type=int, default=0, help="of the choice of validation cases (0)")
-    own.add_argument("--labels", nargs="+", metavar="NAME", help="names of the classes from 0 on, or a JSON file")
+    own.add_argument(
+        "--labels",
+        nargs="+",
+        metavar="NAME",
+        help="names of the classes from 0 on, or a JSON file (nnU-Net's dataset.json; by default that of the folder)",
+    )
     return parser
 
 
-def _prepare(args: argparse.Namespace, labels: Sequence[str]) -> int:
+def _prepare(args: argparse.Namespace, labels: Sequence[str], ignored: int | None) -> int:
     own = args.validation is not None
     report, cases = check_btcv(
-        args.root, args.jobs, None if own else Btcv(), labels, progress=progress("checked", "cases")
+        args.root, args.jobs, None if own else Btcv(), labels, progress("checked", "cases"), ignored
     )
     if args.json:
         write_json(args.json, report.as_dict())
@@ -62,12 +101,18 @@ def _prepare(args: argparse.Namespace, labels: Sequence[str]) -> int:
         chosen = split_cases(list(cases.labelled), args.validation, args.seed)
     else:
         chosen = tuple([f"{n:04d}" for n in numbers] for numbers in (TRAINING, VALIDATION))
+    from .volume_files import read_channels
+
     output = args.output or args.root / "dataset_0.json"
     name = args.root.resolve().name if own else "BTCV"
-    content = data_list(labels, splits(cases, *chosen), name, folder=output.parent, root=args.root)
+    first = next(iter(cases.labelled.values()))
+    modality = _modality(args.root, sum(read_channels(cases.folder / name) for name in first.images))
+    content = data_list(labels, splits(cases, *chosen), name, folder=output.parent, root=args.root, modality=modality)
     write_json(output, content)
     numbers = ", ".join(f"{len(content[split])} {split}" for split in ("training", "validation", "test"))
     print(f"wrote {output}: {numbers}")
+    if ignored is not None:
+        print(f"  the config's data sets need ignore_label={ignored}")
     return 0
 
 
@@ -88,8 +133,9 @@ def main(title: str, default: str, argv: Sequence[str] | None = None) -> int:
     if args.labels and args.validation is None:
         parser.error("--labels is for a set of one's own: give --validation, too")
     try:
-        labels = class_names(args.labels) if args.labels else list(LABELS)
-        return _prepare(args, labels)
+        named = args.labels or (_own_names(args.root) if args.validation is not None else None)
+        labels, ignored = _stated(named) if named else (list(LABELS), None)
+        return _prepare(args, labels, ignored)
     except ImportError as error:
         print(f"error: {error}: install vision-ssm[medical]", file=sys.stderr)
     except (LayoutError, ValueError, OSError) as error:

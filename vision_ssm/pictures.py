@@ -11,10 +11,22 @@ from typing import IO, TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from .errors import InputError
+
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["PictureError", "is_picture", "read_channels", "read_image", "read_labels", "read_pixels", "read_size"]
+__all__ = [
+    "PictureError",
+    "check_image",
+    "is_picture",
+    "is_turned",
+    "read_channels",
+    "read_image",
+    "read_labels",
+    "read_pixels",
+    "read_size",
+]
 
 Source = str | os.PathLike[str] | IO[bytes]
 _T = TypeVar("_T")
@@ -24,15 +36,15 @@ _GREY = ("1", "L", "LA", "La")
 _BITS_16 = ("PNG", "PPM")  # formats whose pictures of mode "I" have 16 bits
 
 
-class PictureError(ValueError):
+class PictureError(InputError):
     """A file is not there, is damaged, or holds no picture that has a meaning here: told in one line with its name."""
 
 
 def is_picture(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a picture, by its suffix."""
+    """Whether a file is a picture that can be read, by its suffix."""
     from PIL import Image
 
-    return Path(path).suffix.lower() in Image.registered_extensions()
+    return Image.registered_extensions().get(Path(path).suffix.lower()) in Image.OPEN
 
 
 def read_image(source: Source) -> Image.Image:
@@ -113,13 +125,33 @@ def read_size(source: Source) -> tuple[int, int]:
         PictureError: the header cannot be read.
     """
 
-    def size(picture: Image.Image) -> tuple[int, int]:
-        width, height = picture.size
-        if picture.format == "TIFF":  # some versions of Pillow have turned it already
-            width, height = picture.tag_v2[_WIDTH], picture.tag_v2[_HEIGHT]
-        return (height, width) if picture.getexif().get(_ORIENTATION, 1) >= 5 else (width, height)
+    return _opened(source, _shown_size)
 
-    return _opened(source, size)
+
+def check_image(source: Source) -> tuple[int, int]:
+    """Width and height of a picture that `read_image` reads; JPEG is decoded at an eighth of its resolution.
+
+    Raises:
+        PictureError: see `read_image`.
+    """
+
+    def look(picture: Image.Image) -> tuple[int, int]:
+        size = _shown_size(picture)
+        picture.draft("RGB", (max(size[0] // 8, 1), max(size[1] // 8, 1)))
+        picture.load()
+        _sixteen_bits(picture)
+        return size
+
+    return _opened(source, look)
+
+
+def is_turned(source: Source) -> bool:
+    """Whether a picture is shown in another way than it is stored.
+
+    Raises:
+        PictureError: the header cannot be read.
+    """
+    return _opened(source, lambda picture: picture.getexif().get(_ORIENTATION, 1) in range(2, 9))
 
 
 def read_channels(source: Source) -> int:
@@ -129,6 +161,13 @@ def read_channels(source: Source) -> int:
         PictureError: the header cannot be read.
     """
     return _opened(source, lambda picture: 1 if picture.mode in _GREY or picture.mode.startswith("I") else 3)
+
+
+def _shown_size(picture: Image.Image) -> tuple[int, int]:
+    width, height = picture.size
+    if picture.format == "TIFF":  # some versions of Pillow have turned it already
+        width, height = picture.tag_v2[_WIDTH], picture.tag_v2[_HEIGHT]
+    return (height, width) if picture.getexif().get(_ORIENTATION, 1) >= 5 else (width, height)
 
 
 def _sixteen_bits(picture: Image.Image) -> np.ndarray | None:

@@ -4,13 +4,13 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
+from ..command_line import check_input, location, number, printable, run_command, whole
+from ..errors import InputError
 from ..files import write_json
 from .arguments import check_arguments, new_parser, progress
 from .btcv import LABELS, TRAINING, VALIDATION, Btcv, check_btcv, splits
-from .layout import LayoutError
 from .volume_sets import data_list, split_cases
 
 __all__ = ["class_names", "main"]
@@ -22,8 +22,8 @@ def class_names(names: Sequence[str]) -> list[str]:
     """Names of the classes: given one by one, or in a JSON file (see `_stated`).
 
     Raises:
-        ValueError: the file holds no names, the ids are not 0, 1, 2 and on, or there are fewer than two names.
-        OSError: the file cannot be read.
+        InputError: the file cannot be read or holds no names, the ids are not 0, 1, 2 and on, or there are fewer than
+            two names.
     """
     return _stated(names)[0]
 
@@ -36,7 +36,7 @@ def _stated(names: Sequence[str]) -> tuple[list[str], int | None]:
     """
     found, ignored = list(names), None
     if len(names) == 1 and names[0].endswith(".json"):
-        found = json.loads(Path(names[0]).read_text(encoding="utf-8"))
+        found = _content(Path(names[0]))
         if isinstance(found, dict) and isinstance(found.get("labels"), dict):
             found = found["labels"]
         if isinstance(found, dict) and found and all(isinstance(i, int) for i in found.values()):  # nnU-Net's
@@ -45,38 +45,47 @@ def _stated(names: Sequence[str]) -> tuple[list[str], int | None]:
         if isinstance(found, dict):
             ids = [str(i) for i in range(len(found))]
             if sorted(found) != sorted(ids):
-                raise ValueError(f"{names[0]} has the ids {', '.join(sorted(found))}: expected 0 to {len(found) - 1}")
+                raise InputError(f"{names[0]} has the ids {', '.join(sorted(found))}: expected 0 to {len(found) - 1}")
             found = [found[i] for i in ids]
     if not isinstance(found, list) or len(found) < 2 or not all(isinstance(name, str) and name for name in found):
-        raise ValueError("expected the names of two classes or more, the background first")
+        raise InputError("expected the names of two classes or more, the background first")
     return found, ignored
+
+
+def _content(file: Path) -> object:
+    try:
+        return json.loads(check_input(file, "names of classes").read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{file} is no JSON: {error}") from error
 
 
 def _own_names(root: Path) -> list[str] | None:
     """nnU-Net's file in a set's folder, if it says what the classes are."""
     file = root / "dataset.json"
-    with suppress(OSError):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and isinstance(content.get("labels"), dict):
-            return [str(file)]
-    return None
+    content = _content(file) if file.is_file() else None
+    return [str(file)] if isinstance(content, dict) and isinstance(content.get("labels"), dict) else None
 
 
 def _modality(root: Path, channels: int) -> str | list[str]:
     """What the channels are: nnU-Net's `channel_names`, or their numbers."""
-    try:
-        stated = json.loads((root / "dataset.json").read_text(encoding="utf-8"))["channel_names"]
+    file = root / "dataset.json"
+    content = _content(file) if file.is_file() else None
+    stated = content.get("channel_names") if isinstance(content, dict) else None
+    if isinstance(stated, dict) and all(str(i) in stated for i in range(channels)):
         return [str(stated[str(i)]) for i in range(channels)]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "CT" if channels == 1 else [f"channel {i}" for i in range(channels)]
+    return "CT" if channels == 1 else [f"channel {i}" for i in range(channels)]
 
 
 def _parser(title: str, default: str) -> argparse.ArgumentParser:
     parser = new_parser(title, default)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="data list to write (dataset_0.json in the folder)")
+    parser.add_argument(
+        "--output", type=location, metavar="FILE", help="data list to write (dataset_0.json in the folder)"
+    )
     own = parser.add_argument_group("a set of one's own in the same layout")
-    own.add_argument("--validation", type=float, metavar="N", help="number of validation cases, or a fraction below 1")
-    own.add_argument("--seed", type=int, default=0, help="of the choice of validation cases (0)")
+    own.add_argument(
+        "--validation", type=number(0, 1e6), metavar="N", help="number of validation cases, or a fraction below 1"
+    )
+    own.add_argument("--seed", type=whole(0), default=0, help="of the choice of validation cases (0)")
     own.add_argument(
         "--labels",
         nargs="+",
@@ -93,16 +102,16 @@ def _prepare(args: argparse.Namespace, labels: Sequence[str], ignored: int | Non
     )
     if args.json:
         write_json(args.json, report.as_dict())
-    print("\n".join(report.lines()))
+    print("\n".join(map(printable, report.lines())))
     if not report.ok:
         print(f"  no data list is written; BTCV is at {_HOME}" if not own else "  no data list is written")
         return 1
+    from .volume_files import read_channels
+
     if own:
         chosen = split_cases(list(cases.labelled), args.validation, args.seed)
     else:
         chosen = tuple([f"{n:04d}" for n in numbers] for numbers in (TRAINING, VALIDATION))
-    from .volume_files import read_channels
-
     output = args.output or args.root / "dataset_0.json"
     name = args.root.resolve().name if own else "BTCV"
     first = next(iter(cases.labelled.values()))
@@ -110,7 +119,7 @@ def _prepare(args: argparse.Namespace, labels: Sequence[str], ignored: int | Non
     content = data_list(labels, splits(cases, *chosen), name, folder=output.parent, root=args.root, modality=modality)
     write_json(output, content)
     numbers = ", ".join(f"{len(content[split])} {split}" for split in ("training", "validation", "test"))
-    print(f"wrote {output}: {numbers}")
+    print(f"wrote {printable(output)}: {numbers}")
     if ignored is not None:
         print(f"  the config's data sets need ignore_label={ignored}")
     return 0
@@ -132,14 +141,13 @@ def main(title: str, default: str, argv: Sequence[str] | None = None) -> int:
     check_arguments(parser, args, args.root, *(args.labels or ()))
     if args.labels and args.validation is None:
         parser.error("--labels is for a set of one's own: give --validation, too")
-    try:
-        named = args.labels or (_own_names(args.root) if args.validation is not None else None)
-        labels, ignored = _stated(named) if named else (list(LABELS), None)
-        return _prepare(args, labels, ignored)
-    except ImportError as error:
-        print(f"error: {error}: install vision-ssm[medical]", file=sys.stderr)
-    except (LayoutError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        if not args.root.exists():
-            print(f"  BTCV's RawData.zip is at {_HOME}, after registration", file=sys.stderr)
-    return 2
+    status = run_command("", lambda: _run(args))
+    if status == 2 and not args.root.exists():
+        print(f"  BTCV's RawData.zip is at {_HOME}, after registration", file=sys.stderr)
+    return status
+
+
+def _run(args: argparse.Namespace) -> int:
+    named = args.labels or (_own_names(args.root) if args.validation is not None else None)
+    labels, ignored = _stated(named) if named else (list(LABELS), None)
+    return _prepare(args, labels, ignored)

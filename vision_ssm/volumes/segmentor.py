@@ -10,8 +10,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..checkpoints import load_checkpoint
-from ..engine import ConfigError, build_network, check_classes, class_logits, network_state_dict
+from ..engine import ConfigError, build_network, check_classes, class_logits, load_network, network_state_dict
 from ..medical import DenseNetwork
 from .case import Case, label_dtype
 from .flips import trained_flips
@@ -49,6 +48,7 @@ class VolumeSegmentor(BaseModel):
         loss: arguments of `DeepSupervision`.
         checkpoint: file or URL of weights to start from, of this package or as published. A run that is resumed or has
             `load_from` does not read it.
+        keep_head: leave the head of the network as it is, for other classes than those of `checkpoint`.
         channels_last: keep convolutions and maps channels-last in memory: faster training where the channels are few,
             and on GPUs; the norms of such maps are less exact on CPUs (1e-4, relative).
         data_preprocessor: MMEngine's.
@@ -67,13 +67,14 @@ class VolumeSegmentor(BaseModel):
         checkpoint: str | None = None,
         channels_last: bool = False,
         data_preprocessor: Mapping | None = None,
+        keep_head: bool = False,
     ):
         super().__init__(data_preprocessor=data_preprocessor)
         self.network = build_network(network)
         self.windows = SlidingWindows(**inference)
         _check_window(self.network, network, self.windows.roi_size)
         self.loss = DeepSupervision(**(loss or {}))
-        self.checkpoint, self.channels_last = checkpoint, channels_last
+        self.checkpoint, self.keep_head, self.channels_last = checkpoint, keep_head, channels_last
         self.windows.multiples = getattr(self.network, "multiples", None)
         self._classes: set[tuple[str, ...]] = set()  # of the data sets of a run
         self._tried = False  # a window of the tests, before the first step
@@ -172,7 +173,7 @@ class VolumeSegmentor(BaseModel):
     def init_weights(self) -> None:
         """Load the weights to start from; MMEngine calls it when training starts. Networks fill their own before."""
         if self.checkpoint is not None:
-            load_checkpoint(self.network, self.checkpoint)
+            load_network(self.network, self.checkpoint, self.keep_head)
 
     def convert_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A published checkpoint of the network in this model's names; one of this model unchanged."""

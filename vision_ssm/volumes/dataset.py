@@ -256,12 +256,15 @@ class VolumeDataset(torch.utils.data.Dataset):
         return {0, *self.label_map} if self.label_map else range(len(self.metainfo["classes"]))
 
     def check(self, log: Callable[[str], object] | None = None) -> None:
-        """Look at every file, once (see `check_volumes`).
+        """Look at every file, once (see `check_volumes`); of a test, take the first volume through the transforms.
 
         Raises:
             DataError: files are not as they should be; they are named.
+            ConfigError: the transforms of a test lose an image's geometry.
         """
         check_volumes(self.items, self._allowed(), () if self.test_mode else self.transform.transforms, log)
+        if self.test_mode:  # now, and not after hours of training
+            self._whole(0)
 
 
 def _label_map(label_map: Mapping[int, int], classes: int, ignore_label: int | None) -> dict[int, int]:

@@ -106,6 +106,6 @@ def main(title: str, argv: Sequence[str] | None = None) -> int:
     root = args.root or Path(SETS[args.set].root)
     check_arguments(parser, args, root)
     status = run_command("", lambda: _prepare(args.set, root, args))
-    if status == 2 and not root.exists():
+    if status == 2:
         print(f"  the set is at {SETS[args.set].home}", file=sys.stderr)
     return status

@@ -69,9 +69,9 @@ class Runner(_Runner):
     validation_missed = False  # the run was resumed where the validation of that step had not ended
     resumed_from: str | None = None
     setting: dict | None = None  # of the training, before its first step
+    infinite: frozenset[str] = frozenset()  # weights that are so from the start, as masks are
     _resumption: Resumption | None = None
     _schedules: dict | Sequence | None = None  # configs of the schedulers
-    infinite: frozenset[str] = frozenset()  # weights that are so from the start, as masks are
     _before_validation: dict | None = None  # random-number state, during a validation
 
     def setup_env(self, env_cfg: dict) -> None:
@@ -199,6 +199,7 @@ class Runner(_Runner):
             ConfigError: another run is at work in the folder.
             NonFiniteError: the training has left the finite numbers.
         """
+        self.infinite = frozenset(non_finite(self._bare_model().state_dict()))
         try:
             with folders_held(self.work_dir, self.checkpoint_hook and self.checkpoint_hook.out_dir):
                 return super().train()
@@ -378,7 +379,6 @@ class Runner(_Runner):
         """
         if self._has_loaded:
             return
-        self.infinite = frozenset(non_finite(self._bare_model().state_dict()))
         training = isinstance(self._train_loop, BaseLoop) and isinstance(self.optim_wrapper, OptimWrapper)
         if training:
             self.setting = setting(self)

@@ -55,7 +55,6 @@ class OptimizerPlan:
         self.saved_groups: Sequence[Mapping] = ()
         self.own = wrapper.state_dict()
         self.states = self._scheduler_states(states, now) if saved is not None else None
-        follows = any(getattr(one, "need_val_args", False) for one in schedulers)
         self.replay = self.states is None
         self.optimizer_state = None if saved is None else self._optimizer_state(saved)
 
@@ -64,14 +63,15 @@ class OptimizerPlan:
     def _scheduler_states(self, states: Sequence[Mapping] | None, now: Mapping) -> list[dict] | None:
         own = [plain_values(one.state_dict()) for one in self.schedulers]
         self.unchanged = False
-        if states is None or len(states) != len(own):
+        counts = [{*mine} & {*_COUNTED} for mine in own]
+        if states is None or len(states) != len(own) or any(n - {*s} for n, s in zip(counts, states, strict=True)):
             return None
         if self.before is not None:
             self.unchanged = self.before.get("schedulers") == now["schedulers"]
         else:
             self.unchanged = all(
                 state.get(key) == value
-                for state, mine in zip(states, own, strict=True)
+                for state, mine in zip(map(plain_values, states), own, strict=True)
                 for key, value in mine.items()
                 if key not in _COUNTED
             )

@@ -9,12 +9,14 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import Tensor
 
+from ..errors import InputError
+
 __all__ = ["FiniteHook", "NonFiniteError", "non_finite", "refuse_non_finite"]
 
 _TOGETHER = 10  # steps after which several processes compare what they saw
 
 
-class NonFiniteError(FloatingPointError):
+class NonFiniteError(InputError, FloatingPointError):
     """A loss, a weight or another state of a training is NaN or infinite; the message has the step."""
 
 

@@ -19,6 +19,8 @@ from ..files import write_json
 from .config import ConfigError, load_config
 from .order import DataError
 from .runner import Runner
+from .tta import average_views
+from .types import checked_types
 
 __all__ = ["test", "train"]
 
@@ -140,6 +142,7 @@ def _writing(cfg: Config) -> Iterator[None]:
         ) from error
 
 
+@checked_types()
 def train(
     config: str | Path | Config,
     work_dir: str | Path | None = None,
@@ -202,6 +205,7 @@ def _keep_head(cfg: Config) -> None:
         cfg.model.keep_head = True
 
 
+@checked_types()
 def test(
     config: str | Path | Config,
     checkpoint: str | Path,
@@ -221,7 +225,8 @@ def test(
             detection, label maps in their image's geometry (NIfTI) for volumes.
         show_dir: folder for rendered predictions.
         tta: multi-scale and flipped, by the config's `tta_model` and `tta_pipeline`, or by its `tta_options`, which
-            are merged into it.
+            are merged into it; volumes by the flips of the training's transforms. No flip is averaged over that
+            training never shows, unless `tta_options` ask for it.
 
     Returns:
         The metrics by name.
@@ -239,13 +244,8 @@ def test(
             hook.pop("interval")
             hook.test_out_dir = str(Path(show_dir).resolve())
         cfg.visualizer.update(save_dir=str(show_dir))
-    if tta and "tta_options" in cfg:
-        cfg.merge_from_dict(cfg.tta_options.to_dict())
-    elif tta:
-        if "tta_model" not in cfg or "tta_pipeline" not in cfg:
-            raise ConfigError(f"{_name(cfg)} has no `tta_model` and `tta_pipeline`, nor `tta_options`")
-        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-        cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    if tta:
+        average_views(cfg)
     metrics = {name: float(value) for name, value in _run(_runner(cfg), "test", cfg).items()}
     if out is not None and is_main_process():
         write_json(Path(out) / "metrics.json", metrics)

@@ -24,14 +24,15 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..checkpoints import CheckpointError, read
-from ..files import write_atomically
+from ..files import write_atomically, written_over
 from .checkpoint_hook import CheckpointHook
 from .classes_hook import ClassesHook
-from .data_check import DataCheckHook, check_samples
+from .data_check import DataCheckHook, check_samples, naming_annotations
 from .finite import FiniteHook, NonFiniteError, non_finite, refuse_non_finite
 from .loader import built, ordered_loader
 from .loops import EpochLoop, IterLoop
 from .order import Seeded, preserved
+from .outputs import check_outputs
 from .parts import check_content, latest_whole
 from .plain import plain, revived
 from .resume import Resumption, process_state
@@ -102,6 +103,12 @@ class Runner(_Runner):
         hub.runtime_info.clear()
         return hub
 
+    def dump_config(self) -> None:
+        """As MMEngine's, but not over the config that the run was started by."""
+        target = Path(self.work_dir) / Path(self.cfg.filename or "").name
+        if self.cfg.filename is None or written_over([target], [self.cfg.filename]) is None:
+            super().dump_config()
+
     def _bare_model(self) -> nn.Module:
         """The model that checkpoints are of, without what is around it."""
         model = self.model.module if is_model_wrapper(self.model) else self.model
@@ -149,16 +156,23 @@ class Runner(_Runner):
             self._train_dataloader = cfg
 
     def build_val_loop(self, loop):
-        """As MMEngine's; metrics see what they are about to measure."""
+        """As MMEngine's; metrics see what they are about to measure, and write over nothing that is read."""
         loop = super().build_val_loop(loop)
         check_samples(loop)
+        check_outputs(self.cfg, loop)
         return loop
 
     def build_test_loop(self, loop):
-        """As MMEngine's; metrics see what they are about to measure."""
+        """As MMEngine's; metrics see what they are about to measure, and write over nothing that is read."""
         loop = super().build_test_loop(loop)
         check_samples(loop)
+        check_outputs(self.cfg, loop)
         return loop
+
+    def build_evaluator(self, evaluator):
+        """As MMEngine's; a metric's COCO file that cannot be read is named."""
+        with naming_annotations(evaluator):
+            return super().build_evaluator(evaluator)
 
     def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
         """As MMEngine's, which does not name an optimiser that it does not know."""

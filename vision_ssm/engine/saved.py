@@ -9,8 +9,8 @@ from string import Formatter
 
 from mmengine.dist import broadcast_object_list, is_main_process
 
-from ..files import held
 from .config import ConfigError
+from .lock import held
 
 __all__ = ["checkpoint_folder", "folders_held", "is_plain_file", "last_part", "name_pattern", "saved_checkpoints"]
 

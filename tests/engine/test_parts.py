@@ -14,6 +14,7 @@ from vision_ssm.engine.parts import Parts, check_content
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 MISSING = object()
+STEPS = {"steps": 14, "param_scheduler.1.end": 14}  # the schedules stay as they are
 ODD = {
     "missing": MISSING,
     "none": None,
@@ -58,14 +59,14 @@ FINE = {
 def folder(tmp_path_factory):
     """A run of 10 steps, of which 4 are missing."""
     where = tmp_path_factory.mktemp("trained")
-    train(config(steps=14, **{"train_cfg.max_iters": 10}), where)
+    train(config(**STEPS | {"train_cfg.max_iters": 10}), where)
     return where
 
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory):
     """A run before its first step."""
-    cfg = config(steps=14)
+    cfg = config(**STEPS)
     cfg.work_dir, cfg.experiment_name = str(tmp_path_factory.mktemp("run")), "odd_parts"
     made = Runner.from_cfg(cfg)
     made._train_loop = made.build_train_loop(made._train_loop)
@@ -106,7 +107,7 @@ def test_what_may_be_missing(folder, tmp_path):
     for kind, parts in FINE.items():
         for part in sorted(parts, key=str)[:: 2 if kind == "missing" else 1]:
             torch.save(changed(content, part, ODD[kind]), path)
-            train(config(steps=14), tmp_path / "run", resume=path)
+            train(config(**STEPS), tmp_path / "run", resume=path)
             assert last(tmp_path / "run")["meta"]["iter"] == 14, (kind, part)
 
 

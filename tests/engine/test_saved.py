@@ -12,8 +12,8 @@ from engine.tiny import config, files, last
 
 from vision_ssm.checkpoints import CheckpointError
 from vision_ssm.engine import ConfigError, train
+from vision_ssm.engine.lock import held
 from vision_ssm.engine.saved import saved_checkpoints
-from vision_ssm.files import held
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 KEEP = {"default_hooks.checkpoint.max_keep_ckpts": 3, "default_hooks.checkpoint.interval": 6}

@@ -36,7 +36,7 @@ from .outputs import check_outputs
 from .parts import check_content, latest_whole
 from .plain import plain, revived
 from .resume import Resumption, process_state
-from .saved import folders_held, saved_checkpoints
+from .saved import folders_held
 from .schedule import warn_of_schedules
 from .setting import setting
 from .weights import check_fits, converted, keeping_heads
@@ -371,20 +371,7 @@ class Runner(_Runner):
             return None
         if self._resume != "auto" and self._load_from is not None:
             return str(self._load_from)
-        found: list = [None]
-        if is_main_process():
-            hook = self.checkpoint_hook
-            folder = hook.folder(self.work_dir) if hook else self.work_dir
-            names = dict(template=hook.filename_tmpl) if hook else {}
-            saved = saved_checkpoints(folder, note=Path(self.work_dir) / "last_checkpoint", **names)
-            try:
-                found = [latest_whole(saved, self.infinite, self.logger.warning)]
-            except CheckpointError as error:
-                found = [error]
-        broadcast_object_list(found)
-        if isinstance(found[0], CheckpointError):
-            raise found[0]
-        return found[0]
+        return latest_whole(self)
 
     def load_or_resume(self) -> None:
         """As MMEngine's; all processes resume from what the first one sees.

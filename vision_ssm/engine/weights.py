@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ..checkpoints import check_state_dict, converting, unwrap
+from ..checkpoints import CheckpointError, check_state_dict, converting, unwrap
 
 __all__ = ["check_fits", "converted", "keeping_heads"]
 
@@ -33,13 +33,15 @@ def check_fits(state_dict: Mapping[str, Tensor], model: nn.Module, file: str) ->
         CheckpointError: they differ; where the heads alone do, the message says how to start from the rest.
     """
     own = model.state_dict()
-
-    def hint(_) -> str:
+    try:
+        check_state_dict(state_dict, own, model, file)
+    except CheckpointError as error:
         rest, layers = keeping_heads(state_dict, model)
-        fits = layers and rest.keys() == own.keys() and all(rest[name].shape == own[name].shape for name in own)
-        return f"; `keep_head=True` (--keep-head) starts from all but {', '.join(layers[:3])}" if fits else ""
-
-    check_state_dict(state_dict, own, model, file, hint)
+        fits = rest.keys() == own.keys() and all(rest[name].shape == own[name].shape for name in own)
+        if not fits or not layers:
+            raise
+        way = f"`keep_head=True` (--keep-head) starts from all but {', '.join(layers[:3])}"
+        raise CheckpointError(f"{error}; {way}") from error
 
 
 def keeping_heads(state_dict: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:

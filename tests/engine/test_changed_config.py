@@ -67,8 +67,10 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("written_before", [False, True], ids=["with setting", "without"])
+@pytest.mark.parametrize(
+    ("change", "written_before"),
+    [*((change, False) for change in CHANGES), ("longer", True), ("schedule", True), ("decay", True)],
+)
 def test_options_are_those_of_the_new_config_at_that_step(change, written_before, tmp_path):
     train(cosine(6), tmp_path / "a")
     path = next(path for path in files(tmp_path / "a") if "best" not in path.name)

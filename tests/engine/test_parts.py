@@ -49,7 +49,7 @@ FINE = {
     "missing": {*KINDS},
     "none": {("meta", "seed")},
     "negative": {path for path in KINDS if path[-1] in ("lr", "last_step")} | {KINDS[1]},
-    "nan": {("param_schedulers", 0, "last_step")},
+    "nan": {("param_schedulers", 0, "last_step"), KINDS[1]},
     "list": {path for path in KINDS if path[-1] in ("keep_ckpt_ids", "outdated_ckpts", "process_states")}
     | {("param_schedulers",)},
 }
@@ -122,3 +122,12 @@ def test_masks_may_be_infinite(folder):
     check_content(content, "a.pth", frozenset({"mask"}))
     with pytest.raises(CheckpointError, match=r"a\.pth .*mask is not finite"):
         check_content(content, "a.pth")
+
+
+def test_a_best_score_of_a_metrics_tensor(folder, tmp_path):
+    """And one that is no number is forgotten: no score would be better."""
+    path = tmp_path / "other.pth"
+    for value in (torch.tensor(0.5), torch.nan):
+        torch.save(changed(last(folder), KINDS[1], value), path)
+        train(config(**STEPS), tmp_path / "run", resume=path)
+    assert last(tmp_path / "run")["message_hub"]["runtime_info"]["best_score"] < 0

@@ -187,8 +187,9 @@ def _check_hub(parts: Parts, hub) -> None:
             parts.expect(parts.count(f"{name}.max_length", history.get("max_length")) > 0, name, 0, "a length")
     for key, value in hub["runtime_info"].items():
         name = f"message_hub.runtime_info.{key}"
-        if key.startswith("best_score"):
-            parts.number(name, value)
+        if key.startswith("best_score"):  # which may be infinite, or a metric's tensor
+            scalar = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+            parts.expect(_is_number(scalar), name, value, "a number")
         elif (key.startswith("best_ckpt") or key == "last_ckpt") and value is not None:
             parts.text(name, value)
         elif key == "keep_ckpt_ids":

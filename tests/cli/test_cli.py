@@ -149,6 +149,7 @@ def test_list_json(prints):
     assert entries["vim_test"]["params"] == sum(p.numel() for p in timm.create_model("vim_test").parameters())
     assert entries["vim_tiny_patch16_224"] == {
         "name": "vim_tiny_patch16_224",
+        "task": "classification 2D",
         "params": 7148008,
         "gflops": 1.819,
         "top1": 76.1,

@@ -6,7 +6,7 @@ import safetensors.torch
 import timm
 
 from ..checkpoints import load_checkpoint
-from ..command_line import CommandError, check_output, location, nonempty, printable
+from ..command_line import CommandError, check_output, check_weights_file, location, nonempty, printable
 from ..registry import model_names
 from .console import write
 from .inputs import add_model_arguments, check_model_name
@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.output, [args.checkpoint])
     if args.output.exists() and not args.force:
         raise CommandError(f"{printable(args.output)} exists: give --force to overwrite it")
+    check_weights_file(args.checkpoint)
     model = timm.create_model(name, num_classes=args.num_classes)
     load_checkpoint(model, args.checkpoint)
     tensors = {key: value.contiguous() for key, value in model.state_dict().items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .ending import CommandError, printable
 
-__all__ = ["check_input", "check_output", "make_folder"]
+__all__ = ["check_input", "check_output", "check_weights_file", "make_folder"]
 
 
 def _kind(mode: int) -> str:
@@ -38,6 +38,16 @@ def check_input(file: Path, what: str) -> Path:
     if not stat.S_ISREG(mode):
         raise CommandError(f"no {what} at {name}, which is {_kind(mode)}: expected a file")
     return file
+
+
+def check_weights_file(source: str) -> None:
+    """Refuse a checkpoint that is not there before models and data are made ready for it; addresses are left alone.
+
+    Raises:
+        CommandError: as `check_input`.
+    """
+    if "://" not in source:
+        check_input(Path(source), "checkpoint")
 
 
 def check_output(file: Path, inputs: Iterable[str | Path | None] = ()) -> None:

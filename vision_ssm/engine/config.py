@@ -161,7 +161,7 @@ def _check_kinds(cfg: Config, where: str) -> None:
         (_TEXTS, (str, Path), "text"),
     ):
         for key in keys:
-            if cfg.get(key) is not None and not isinstance(cfg[key], kinds):
+            if cfg.get(key) is not None and (not isinstance(cfg[key], kinds) or cfg[key] == ""):
                 raise ConfigError(f"{where}: `{key}` is {str(cfg[key])[:50]!r}: expected {expected}")
 
 
@@ -176,7 +176,7 @@ def _check_key(key: str, where: str) -> None:
 def _check_option(option: str, cfg: Config) -> None:
     """Refuse a key that nobody would read: an unknown first part, or a slip of a key that is there already."""
     node, where = cfg.to_dict(), "--cfg-options"
-    if not all(option.split(".")):
+    if not all(part.strip() and part.isprintable() for part in option.split(".")):
         raise ConfigError(f"{where}: {option!r} has an empty part: expected a key as train_dataloader.batch_size")
     for depth, key in enumerate(option.split(".")):
         if isinstance(node, Sequence) and not isinstance(node, str):

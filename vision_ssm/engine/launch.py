@@ -65,7 +65,7 @@ def _runner(cfg: Config) -> Runner:
     init_default_scope(cfg.get("default_scope", "mmengine"))
     try:
         return Runner.from_cfg(cfg)
-    except (CheckpointError, DataError):
+    except (CheckpointError, DataError, UnicodeEncodeError):  # of a path, which the logged config cannot hold
         raise
     except (KeyError, TypeError, ValueError) as error:  # MMEngine's registries: an unknown type, argument or value
         raise ConfigError(f"{_name(cfg)}: {error}") from error

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "vision_ssm"
 # Lower floors first; a module imports only from its own floor's folder or from below.
 FLOORS = (
     "errors", "ops", "scan", "layers", "cards", "checkpoints", "models", "medical", "registry", "nnunet", "files",
-    "command_line", "data", "engine", "volumes", "openmmlab", "demo", "benchmark", "cli",
+    "pictures", "command_line", "data", "engine", "volumes", "openmmlab", "demo", "benchmark", "cli",
 )  # fmt: skip
 # Third parties that only one folder may import, and that must not be needed anywhere else.
 ONLY_IN = {

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..command_line import CommandError, printable
-from ..files import write_atomically
+from ..files import json_text, write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,8 +74,8 @@ def print_table(
 
 
 def print_json(value: Any) -> None:
-    """Print `value` as JSON."""
-    print(json.dumps(value, indent=2))
+    """Print `value` as `json_text`."""
+    print(json_text(value))
 
 
 def write(path: Path, content: bytes) -> None:

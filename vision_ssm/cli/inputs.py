@@ -1,32 +1,25 @@
 """What the commands take: models with their weights, and images."""
 
 import argparse
-from pathlib import Path
 
 import timm
 import torch.nn as nn
-from PIL import Image
 from timm.models import get_pretrained_cfg
 
 from .. import medical
 from ..checkpoints import load_checkpoint
-from ..command_line import CommandError, check_weights_file, nonempty, printable, whole
+from ..command_line import CommandError, check_weights_file, nonempty, whole
 from ..models import model_names
 from .console import close_matches, warn
 
 __all__ = [
-    "UNREADABLE",
     "add_model_arguments",
     "add_weight_arguments",
     "build",
     "check_model_name",
     "check_weights",
-    "open_image",
     "published",
 ]
-
-# What Pillow's decoders raise on damaged files, and on ones that decode to far too much.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def check_model_name(name: str, names: list[str] | None = None) -> str:
@@ -106,14 +99,3 @@ def build(args: argparse.Namespace, img_size: int | None = None) -> nn.Module:
     if args.checkpoint:
         load_checkpoint(model, args.checkpoint)
     return model.eval()
-
-
-def open_image(path: Path) -> Image.Image:
-    """The decoded image, in RGB."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise CommandError(f"no image at {printable(path)}") from error
-    except UNREADABLE as error:
-        raise CommandError(f"{printable(path)} cannot be read as an image: {error}") from error

@@ -25,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--amp", nargs="?", const="bf16", choices=("bf16", "fp16"), help="mixed precision (default: bf16)"
     )
+    parser.add_argument(
+        "--keep-head",
+        action="store_true",
+        help="start from the weights of `load_from` without their heads, which are for other classes",
+    )
     add_shared_arguments(parser)
     parser.epilog = (
         "examples:\n"
@@ -44,5 +49,5 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError("expected a CONFIG (--list shows the packaged ones)")
     if isinstance(args.resume, str):
         check_weights_file(args.resume)
-    engine.train(args.config, args.work_dir, args.resume, args.amp, args.launcher, args.cfg_options)
+    engine.train(args.config, args.work_dir, args.resume, args.amp, args.launcher, args.cfg_options, args.keep_head)
     return 0

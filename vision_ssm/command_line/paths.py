@@ -2,9 +2,10 @@
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..files import written_over
 from .ending import CommandError, printable
 
 __all__ = ["check_input", "check_output", "check_weights_file", "make_folder"]
@@ -72,14 +73,19 @@ def check_output(file: Path, inputs: Iterable[str | Path | None] = ()) -> None:
         raise CommandError(f"{name} cannot be written: {error.strerror}") from error
     if not os.access(folder, os.W_OK):
         raise CommandError(f"{name} cannot be written: the folder {printable(folder)} is read-only")
-    target = Path(os.path.realpath(file))
+    if problem := written_over([file], _files(inputs)):
+        raise CommandError(problem)
+
+
+def _files(inputs: Iterable[str | Path | None]) -> Iterator[Path]:
+    """The files among inputs, and those in folders but JSON, which earlier results may be."""
     for given in inputs:
         if given is None or "://" in str(given):
             continue
-        source = Path(os.path.realpath(given))
-        within = source in target.parents and target.is_file() and target.suffix != ".json"  # results may lie there
-        if target == source or within:
-            raise CommandError(f"{name} would be written over an input: choose another file or folder")
+        path = Path(given)
+        yield path
+        if path.is_dir():
+            yield from (inner for inner in path.rglob("*") if inner.suffix != ".json")
 
 
 def make_folder(folder: Path) -> None:

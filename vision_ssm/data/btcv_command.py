@@ -92,7 +92,7 @@ def main(title: str, default: str, argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser(title, default)
     args = parser.parse_args(argv)
-    check_arguments(parser, args)
+    check_arguments(parser, args, args.root, *(args.labels or ()))
     if args.labels and args.validation is None:
         parser.error("--labels is for a set of one's own: give --validation, too")
     status = run_command("", lambda: _prepare(args, class_names(args.labels) if args.labels else list(LABELS)))

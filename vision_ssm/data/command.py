@@ -66,7 +66,7 @@ def main(
     """
     parser = _parser(title, default, splits)
     args = parser.parse_args(argv)
-    check_arguments(parser, args)
+    check_arguments(parser, args, args.root)
     chosen = dict(splits=args.splits) if splits else {}
 
     def command() -> int:

@@ -103,8 +103,8 @@ def main(title: str, argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser(title)
     args = parser.parse_args(argv)
-    check_arguments(parser, args)
     root = args.root or Path(SETS[args.set].root)
+    check_arguments(parser, args, root)
 
     def command() -> int:
         try:

@@ -150,7 +150,7 @@ def _file(path: Path, name: str) -> list[Wrong]:
 
 def _check(folder: Path, classes: int, case: CaseFiles) -> list[Wrong]:
     """What is wrong with a case's files, each by itself and then together."""
-    from .volume_files import check_volume
+    from .volume_checks import check_volume
 
     names = {str(folder / name): name for name in (case.image, case.label) if name}
     if wrong := [bad for path, name in names.items() for bad in _file(Path(path), name)]:

@@ -1,6 +1,7 @@
 """Configs by path or by packaged name, checked before anything is built."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,7 +33,9 @@ _KEYS = (
     "custom_hooks",
     "data_preprocessor",
     "load_from",
+    "keep_head",
     "resume",
+    "resume_optimizer",
     "launcher",
     "env_cfg",
     "log_processor",
@@ -176,8 +179,8 @@ def _check_key(key: str, where: str) -> None:
 def _check_option(option: str, cfg: Config) -> None:
     """Refuse a key that nobody would read: an unknown first part, or a slip of a key that is there already."""
     node, where = cfg.to_dict(), "--cfg-options"
-    if not all(part.strip() and part.isprintable() for part in option.split(".")):
-        raise ConfigError(f"{where}: {option!r} has an empty part: expected a key as train_dataloader.batch_size")
+    if not all(re.fullmatch(r"[\w +*@:/<>-]+", part) for part in option.split(".")):
+        raise ConfigError(f"{where}: {option!r} is no key: expected one as train_dataloader.batch_size")
     for depth, key in enumerate(option.split(".")):
         if isinstance(node, Sequence) and not isinstance(node, str):
             node = node[int(key)] if key.isdecimal() and int(key) < len(node) else None

@@ -68,19 +68,28 @@ class Plan:
 
     @classmethod
     def complete(cls, dims, features, kernels=None, strides=None, depths=None, decoder_depths=None) -> "Plan":
-        """Kernels of 3, strides of 2 and two blocks where nothing is given; a kernel or stride may be one number.
+        """Kernels of 3, strides of 2 and two blocks where nothing is given.
+
+        A kernel or stride may be one number; one number instead of a list serves every stage (as a stride every stage
+        after the first).
 
         Raises:
             ValueError: a list has another length, or an entry another number of axes.
         """
         stages = len(features)
+
+        def each(value, default: int, count: int) -> Sequence:
+            value = default if value is None else value
+            return [value] * count if isinstance(value, int) else value
+
+        strides = 2 if strides is None else strides
         plan = cls(
             dims,
             tuple(features),
-            axes(kernels or [3] * stages, dims),
-            axes(strides or [1] + [2] * (stages - 1), dims),
-            tuple(depths or [2] * stages),
-            tuple(decoder_depths or [2] * (stages - 1)),
+            axes(each(kernels, 3, stages), dims),
+            axes([1] + [strides] * (stages - 1) if isinstance(strides, int) else strides, dims),
+            tuple(each(depths, 2, stages)),
+            tuple(each(decoder_depths, 2, stages - 1)),
         )
         if stages < 2:
             raise ValueError(f"`features` has {stages} entries: expected two stages or more")

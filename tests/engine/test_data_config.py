@@ -87,6 +87,7 @@ def test_names_that_are_no_config(name):
     [
         ("model", 3, "keys with their values"),
         ("train_dataloader", [1], "keys with their values"),
+        ("optim_wrapper", {"optimizer": 3}, "keys with their values"),
         ("param_scheduler", 3, "a list of such"),
         ("default_scope", "", "text"),
         ("work_dir", 3, "text"),
@@ -96,7 +97,7 @@ def test_names_that_are_no_config(name):
 def test_values_of_another_kind(key, value, expected, tmp_path):
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"model": {}, key: value}))
-    with pytest.raises(ConfigError, match=rf"run\.json: `{key}` is .*: expected .*{expected}"):
+    with pytest.raises(ConfigError, match=rf"run\.json: `{key}\S*` is .*: expected .*{expected}"):
         load_config(path)
 
 

@@ -65,7 +65,14 @@ _MAPPINGS = (
     "train_cfg",
     "val_cfg",
     "test_cfg",
+    "auto_scale_lr",
     "optim_wrapper",
+    "optim_wrapper.optimizer",
+    *(
+        f"{part}_dataloader.{key}"
+        for part in ("train", "val", "test")
+        for key in ("dataset", "sampler", "batch_sampler")
+    ),
     "default_hooks",
     "data_preprocessor",
     "env_cfg",
@@ -76,6 +83,13 @@ _MAPPINGS = (
     "tta_options",
 )
 _LISTS_OR_MAPPINGS = ("param_scheduler", "val_evaluator", "test_evaluator")
+# Whole numbers, and the least that each may be.
+_NUMBERS = {
+    **{f"train_cfg.{key}": 1 for key in ("max_iters", "max_epochs", "val_interval")},
+    **{f"{part}_dataloader.batch_size": 1 for part in ("train", "val", "test")},
+    **{f"{part}_dataloader.num_workers": 0 for part in ("train", "val", "test")},
+}
+_DEEPEST = 50
 _TEXTS = ("work_dir", "default_scope", "load_from", "experiment_name")
 
 
@@ -141,8 +155,10 @@ def load_config(config: str | Path, options: dict | None = None) -> Config:
     if options:
         try:
             cfg.merge_from_dict(options)
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"--cfg-options {options}: {error}") from error
+        except (AttributeError, RecursionError) as error:
+            raise ConfigError(f"--cfg-options {', '.join(options)}: a key leads into a value without keys") from error
     _check_kinds(cfg, str(path))
     return cfg
 
@@ -164,8 +180,21 @@ def _check_kinds(cfg: Config, where: str) -> None:
         (_TEXTS, (str, Path), "text"),
     ):
         for key in keys:
-            if cfg.get(key) is not None and (not isinstance(cfg[key], kinds) or cfg[key] == ""):
-                raise ConfigError(f"{where}: `{key}` is {str(cfg[key])[:50]!r}: expected {expected}")
+            value = _value(cfg, key)
+            if value is not None and (not isinstance(value, kinds) or value == ""):
+                raise ConfigError(f"{where}: `{key}` is {str(value)[:50]!r}: expected {expected}")
+    for key, least in _NUMBERS.items():
+        value = _value(cfg, key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise ConfigError(f"{where}: `{key}` is {str(value)[:50]!r}: expected a whole number from {least}")
+
+
+def _value(cfg: Config, key: str):
+    """What stands at a dotted key, None if nothing does."""
+    value = cfg
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping | Config) else None
+    return value
 
 
 def _check_key(key: str, where: str) -> None:
@@ -181,6 +210,8 @@ def _check_option(option: str, cfg: Config) -> None:
     node, where = cfg.to_dict(), "--cfg-options"
     if not all(re.fullmatch(r"[\w +*@:/<>-]+", part) for part in option.split(".")):
         raise ConfigError(f"{where}: {option!r} is no key: expected one as train_dataloader.batch_size")
+    if option.count(".") > _DEEPEST:
+        raise ConfigError(f"{where}: {option[:60]}... is nested too deep")
     for depth, key in enumerate(option.split(".")):
         if isinstance(node, Sequence) and not isinstance(node, str):
             node = node[int(key)] if key.isdecimal() and int(key) < len(node) else None

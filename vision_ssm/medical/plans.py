@@ -196,8 +196,8 @@ def planned_sizes(name: str, given: Mapping) -> dict:
         return numbers(given[key], f"{name}: `{key}`", least)
 
     kernels = given["kernel_sizes"]
-    if not isinstance(kernels, Sequence) or isinstance(kernels, str):
-        raise ValueError(f"{name}: `kernel_sizes` is {kernels!r}: expected a list, an entry for each stage")
+    if not isinstance(kernels, Sequence) or isinstance(kernels, str) or len(kernels) != stages:
+        raise ValueError(f"{name}: `kernel_sizes` is {str(kernels)[:60]}: expected a list, an entry for each stage")
     sizes = dict(
         features=each("features_per_stage", stages),
         kernels=axes([per_axis(size, f"{name}: `kernel_sizes[{i}]`", dims) for i, size in enumerate(kernels)], dims),

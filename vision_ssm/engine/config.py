@@ -144,7 +144,7 @@ def load_config(config: str | Path, options: dict | None = None) -> Config:
     try:
         with reading_data(path, config_folder()):
             cfg = Config.fromfile(path)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{path} cannot be read: {_told(error, path)}") from error
     if "model" not in cfg:
         raise ConfigError(f"{path} has no `model`: it is no config to train or test")
@@ -163,7 +163,7 @@ def load_config(config: str | Path, options: dict | None = None) -> Config:
     return cfg
 
 
-def _told(error: Exception, path: Path) -> str:
+def _told(error: BaseException, path: Path) -> str:
     """What is wrong with a file: where it is code, with the class of the error that it raised."""
     if isinstance(error, UnicodeDecodeError):
         return "it is no text in UTF-8"
@@ -178,6 +178,7 @@ def _check_kinds(cfg: Config, where: str) -> None:
         (_MAPPINGS, Mapping, "keys with their values"),
         (_LISTS_OR_MAPPINGS, (Mapping, list, tuple), "keys with their values, or a list of such"),
         (_TEXTS, (str, Path), "text"),
+        (("compile",), (Mapping, bool), "True, False or keys with their values"),
     ):
         for key in keys:
             value = _value(cfg, key)

@@ -120,7 +120,7 @@ def _runner(cfg: Config) -> Runner:
     try:
         with _writing(cfg):
             return Runner.from_cfg(cfg)
-    except (CheckpointError, ConfigError, DataError):
+    except (CheckpointError, ConfigError, DataError, UnicodeEncodeError):  # the last of a path
         raise
     # MMEngine's registries and arguments: an unknown type, argument or value
     except (AssertionError, KeyError, TypeError, ValueError) as error:

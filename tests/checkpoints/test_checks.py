@@ -197,7 +197,7 @@ def test_heads():
 
 
 def test_every_model_has_its_number_of_entries():
-    assert fitting.recorded_sizes().keys() == set(model_names())
+    assert fitting.recorded_sizes().keys() == set(model_names()), "run python tools/model_sizes.py"
 
 
 @pytest.mark.parametrize("name", [name for name in model_names() if name.endswith("_test")] + ["vim_tiny_patch16_224"])

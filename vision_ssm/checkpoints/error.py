@@ -2,19 +2,18 @@
 
 from collections.abc import Iterable, Mapping
 
+from ..errors import InputError, printable
+
 __all__ = ["CheckpointError", "listed", "shown", "where"]
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A file is no checkpoint, or one that does not fit the model; the message names the file or the keys."""
 
 
 def shown(text: object, length: int = 120) -> str:
-    """Text from a file as it may be printed: control characters escaped, what is longer than `length` cut off."""
-    text = str(text)
-    if len(text) > length:
-        text = text[: length - 3] + "..."
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    """Text from a file on one line: control characters escaped, what is longer than `length` shortened."""
+    return printable(text, length)
 
 
 def listed(names: Iterable[object]) -> str:

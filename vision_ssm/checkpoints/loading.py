@@ -109,7 +109,7 @@ def load_checkpoint(model: nn.Module, source: str | Path | Mapping, keep_head: b
             Or the source is no checkpoint, or is damaged.
         FileNotFoundError: no such file. No code of a file is run.
     """
-    headless = hasattr(model, "heads") and not _only(model.state_dict(), model.heads)
+    headless = isinstance(getattr(model, "heads", None), tuple) and not _only(model.state_dict(), _heads(model))
     return _load(model, source, _keep_head if keep_head or headless else lambda state_dict, _: state_dict)
 
 
@@ -174,7 +174,8 @@ def converting(source, model: nn.Module) -> Iterator[None]:
 
 
 def _heads(model: nn.Module) -> tuple[str, ...]:
-    return getattr(model, "heads", ("head.",))
+    heads = getattr(model, "heads", None)
+    return heads if isinstance(heads, tuple) else ("head.",)  # in other models `heads` may be a module
 
 
 def _only(state_dict: Mapping[str, Tensor], beginnings: tuple[str, ...]) -> dict[str, Tensor]:

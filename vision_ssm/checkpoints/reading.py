@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import InputError
+
 __all__ = ["CheckpointError", "read", "unwrap"]
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A file is no checkpoint, or one that does not fit the model; the message names the file or the keys."""
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 import torch.nn as nn
 
-__all__ = ["ConvLayers", "InstanceNorm2d", "InstanceNorm3d", "ResidualBlock", "UpBlock"]
+__all__ = ["ConvLayers", "InstanceNorm2d", "InstanceNorm3d", "ResidualBlock", "UpBlock", "init_convolution"]
 
 Size = int | Sequence[int]
 
@@ -97,6 +97,18 @@ class ConvLayers:
     def conv_norm_act(self, in_chans: int, out_chans: int, kernel: Size = 3, stride: Size = 1) -> nn.Sequential:
         """Convolution, norm, activation."""
         return nn.Sequential(self.conv(in_chans, out_chans, kernel, stride), self.make_norm(out_chans), self.act())
+
+
+def init_convolution(module: nn.Module) -> None:
+    """nnU-Net's start (its `InitWeights_He`), for networks that it builds from a plan in their references.
+
+    A convolution's weight is drawn from He's normal distribution for a slope of 0.01, its bias is 0; other modules stay
+    as they are.
+    """
+    if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        nn.init.kaiming_normal_(module.weight, a=0.01)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 class ResidualBlock(nn.Module):

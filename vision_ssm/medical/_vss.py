@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
-from timm.layers import calculate_drop_path_rates, trunc_normal_
+from timm.layers import calculate_drop_path_rates
 from timm.models._manipulate import adapt_input_conv
 
 from ..checkpoints import VSS_NAMES, check_state_dict, converting, fit_shapes, read, rename
 from ..layers import SS2D
 from ..models import vmamba
+from ..models._initialisation import init_linear
 from ..models.vmamba import PatchMerging, VSSBlock, patch_stem
 from ._base import DenseNetwork, SupervisedDecoder, run
 
@@ -186,9 +187,7 @@ class VSSNetwork(DenseNetwork):
 
     def _init_layer(self, module: nn.Module, name: str) -> None:
         if isinstance(module, nn.Linear):
-            trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+            init_linear(module)
 
     def prepare(self, x: torch.Tensor) -> torch.Tensor:
         """The checked input; a grey image is repeated for a network of three channels, as the references do."""

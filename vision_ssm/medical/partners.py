@@ -86,9 +86,6 @@ class UNet(DenseNetwork):
         self.decoder = _UNetDecoder(layers, features)
         self.head = layers.conv(features[0], num_classes)
 
-    def _init_layer(self, module: nn.Module, name: str) -> None:
-        """PyTorch's start, as in the reference."""
-
     def get_classifier(self) -> nn.Module:
         """The convolution to classes."""
         return self.head

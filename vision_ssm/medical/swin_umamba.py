@@ -19,7 +19,7 @@ from ..cards import facts
 from ..checkpoints import unwrap
 from ..models.vmamba import norm2d
 from ._base import SupervisedDecoder, create, drop_heads, network_cfg, run
-from ._conv import ConvLayers, InstanceNorm2d, ResidualBlock, UpBlock
+from ._conv import ConvLayers, InstanceNorm2d, ResidualBlock, UpBlock, init_convolution
 from ._vss import ExpandDecoder, VSSEncoder, VSSNetwork, drop_path_rates, vss_blocks, vss_names
 
 __all__ = ["SwinUMamba", "SwinUMambaD"]
@@ -153,11 +153,9 @@ class SwinUMambaD(_SwinUMambaBase):
         self.init_weights(needs_reset=False)
 
     def _init_layer(self, module: nn.Module, name: str) -> None:
-        super()._init_layer(module, name)
-        if isinstance(module, nn.Conv2d):  # He's for a slope of 0.01, as nnU-Net's, of every convolution here
-            nn.init.kaiming_normal_(module.weight, a=0.01)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        if name.startswith("encoder."):  # the decoder's linear layers start as PyTorch's
+            super()._init_layer(module, name)
+        init_convolution(module)
 
     def vmamba_names(self) -> dict[str, str]:
         """The encoder, with the patch embedding if the images have three channels."""

@@ -1,5 +1,6 @@
 """What every network of the package does alike for timm: initialisation, weight decay, building, loading."""
 
+import inspect
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -15,7 +16,11 @@ __all__ = ["Backbone", "Network", "build", "pretrained_cfg", "recomputed"]
 
 
 class Network(nn.Module):
-    """Base of all registered models. A family says how its own layers start (`_init_layer`)."""
+    """Base of all registered models.
+
+    A family says how its layers start in `_init_layer`, which is called with every module; what it leaves alone starts
+    as PyTorch's layers and the token mixers do by themselves.
+    """
 
     # Ends of parameter names without weight decay, beyond the one-dimensional ones that timm excludes by itself.
     no_decay = (".A_log", ".D", ".dt_bias", "conv1d.bias")
@@ -121,7 +126,12 @@ def pretrained_cfg(facts: dict, **kwargs) -> dict:
 
 
 def build(model_cls: type[Backbone], name: str, pretrained: bool, feature_cfg: dict, filter_fn, **kwargs) -> nn.Module:
-    """`timm.models.build_model_with_cfg`; timm writes into `feature_cfg`, so it gets a copy."""
-    return build_model_with_cfg(
+    """`timm.models.build_model_with_cfg`; timm writes into `feature_cfg`, so it gets a copy.
+
+    What the class was called with stays in the model's `variant`.
+    """
+    model = build_model_with_cfg(
         model_cls, name, pretrained, pretrained_filter_fn=filter_fn, feature_cfg=dict(feature_cfg), **kwargs
     )
+    model.variant = {key: value for key, value in kwargs.items() if key in inspect.signature(model_cls).parameters}
+    return model

@@ -63,8 +63,9 @@ class Block(nn.Module):
 class SequenceBackbone(Backbone):
     """Patch embedding -> position table -> blocks -> norm -> pooling -> head.
 
-    A family passes its blocks; it should need no other method. Intermediate features are the residual stream after a
-    block (mixer output added), without norm; with the attribute `mixer_taps` the mixer output alone.
+    A family passes its blocks, says in `_init_layer` how its layers start, and calls `init_weights`; it should need no
+    other method. Intermediate features are the residual stream after a block (mixer output added), without norm; with
+    the attribute `mixer_taps` the mixer output alone.
 
     Args:
         blocks: built by the family; `dim` wide.
@@ -122,6 +123,7 @@ class SequenceBackbone(Backbone):
         self.tail_token = nn.Parameter(torch.empty(1, 1, dim, **dd)) if class_token == "both_ends" else None
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, dim, **dd)) if pos_embed else None
         self.blocks = nn.ModuleList(blocks)
+        self.depth = sum(isinstance(module, Block) for module in self.blocks.modules())
         self.drop_path = DropPath(norm_drop_path) if norm_drop_path else nn.Identity()
         self.norm = (RmsNorm if rms_norm else nn.LayerNorm)(dim, eps=1e-5, **dd)
         self.global_pool = self._checked_pool(global_pool)
@@ -131,7 +133,6 @@ class SequenceBackbone(Backbone):
         self.feature_info = [
             dict(num_chs=dim, reduction=reduction, module=f"blocks.{i}") for i in range(len(self.blocks))
         ]
-        self.init_weights(needs_reset=False)
 
     def _grid(self, size: Tuple[int, int]) -> Tuple[int, int]:
         grid = self.patch_embed.grid_size(size[0], size[1])
@@ -147,24 +148,16 @@ class SequenceBackbone(Backbone):
         return pool
 
     def _init_layer(self, module: nn.Module, name: str) -> None:
-        if isinstance(module, PatchEmbed):
-            fan_in = module.proj.weight[0].numel()
-            trunc_normal_(module.proj.weight, std=fan_in**-0.5)  # LeCun
-            nn.init.zeros_(module.proj.bias)
-        elif isinstance(module, nn.Linear) and name == "head":
-            trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear) and name.endswith("out_proj"):
+        if isinstance(module, nn.Linear) and name.endswith("out_proj"):
             with torch.no_grad():  # one residual addition a block
                 nn.init.kaiming_uniform_(module.weight, a=5**0.5)
-                module.weight /= len(self.blocks) ** 0.5
+                module.weight /= self.depth**0.5
+        elif isinstance(getattr(module, "gamma", None), nn.Parameter):
+            nn.init.constant_(module.gamma, module.layer_scale)
         elif module is self:
             for parameter in (self.pos_embed, self.cls_token, self.tail_token):
                 if parameter is not None:
                     trunc_normal_(parameter, std=0.02)
-            for block in self.modules():
-                if isinstance(getattr(block, "gamma", None), nn.Parameter):
-                    nn.init.constant_(block.gamma, block.layer_scale)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

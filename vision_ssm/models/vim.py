@@ -4,20 +4,22 @@ Paper: Zhu et al., Vision Mamba, ICML 2024, https://arxiv.org/abs/2401.09417
 Reference code and weights: https://github.com/hustvl/Vim (Apache-2.0).
 
 The published models keep the class token in the middle of the sequence and classify from it, whatever their names say
-about mean pooling. Differences: the step-size bias of the backward direction starts like the forward one's (the
-reference zeroes it by accident), and a position table is resized around the class token's row.
+about mean pooling. Difference: a position table is resized around the class token's row.
 """
 
 from typing import Literal, Optional, Tuple  # noqa: UP035 - TorchScript needs the typing forms
 
 import torch
 import torch.nn as nn
+from timm.layers import lecun_normal_
 from timm.models import generate_default_cfgs, register_model
 
 from ..cards import facts
 from ..checkpoints import mamba_parameters, rename, stack_paths, unwrap
-from ..layers import Mamba
+from ..layers import Mamba, SelectiveSSM
 from ._base import build, pretrained_cfg
+from ._initialisation import SSMInit, checked_ssm_init, init_linear
+from ._patches import PatchEmbed
 from ._positions import fit_positions
 from ._sequence import Block, ClassToken, SequenceBackbone, block_drop_paths
 
@@ -53,6 +55,9 @@ class VisionMamba(SequenceBackbone):
         paired: causal blocks in pairs, the second on the reversed sequence.
         layer_scale: initial scale of the mixers' outputs, none by default.
         drop_path_rate: stochastic depth.
+        ssm_init: start of the backward direction's steps. "reference": their bias is 0, so that a step is
+            softplus(0) = 0.69, as in the published training. This is an accident of its code, which protects the
+            forward bias alone when it zeroes those of linear layers. "mamba": as the forward direction's, 0.001 to 0.1.
         Others: see `SequenceBackbone`. Rope needs a sequence without class token.
     """
 
@@ -80,6 +85,7 @@ class VisionMamba(SequenceBackbone):
         num_classes: int = 1000,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        ssm_init: SSMInit = "reference",
         device=None,
         dtype=None,
     ):
@@ -112,6 +118,19 @@ class VisionMamba(SequenceBackbone):
             drop_rate=drop_rate,
             **dd,
         )
+        self.ssm_init = checked_ssm_init(ssm_init)
+        self.init_weights(needs_reset=False)
+
+    def _init_layer(self, module: nn.Module, name: str) -> None:
+        super()._init_layer(module, name)
+        if isinstance(module, PatchEmbed):
+            lecun_normal_(module.proj.weight)
+            nn.init.zeros_(module.proj.bias)
+        elif isinstance(module, nn.Linear) and name == "head":
+            init_linear(module)
+        elif isinstance(module, SelectiveSSM) and self.ssm_init == "reference":
+            with torch.no_grad():
+                module.dt_bias[1:].zero_()
 
 
 _NAMES = [

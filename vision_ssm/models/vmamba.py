@@ -14,13 +14,14 @@ from typing import Literal
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerNorm2d, Mlp, calculate_drop_path_rates, trunc_normal_
+from timm.layers import DropPath, LayerNorm2d, Mlp, calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 
 from ..cards import facts
 from ..checkpoints import fit_shapes, rename, unwrap
 from ..layers import SS2D
 from ._base import build, pretrained_cfg
+from ._initialisation import init_linear
 from ._staged import Stage, StagedBackbone
 
 __all__ = ["PatchMerging", "VMamba", "VSSBlock"]
@@ -172,9 +173,7 @@ class VMamba(StagedBackbone):
 
     def _init_layer(self, module: nn.Module, name: str) -> None:
         if isinstance(module, nn.Linear):
-            trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+            init_linear(module)
 
 
 # The names of classification/models/vmamba.py, after those of older and newer copies were brought to them.

@@ -1,9 +1,10 @@
 // The C interface: what the shared library exports. No Python and no PyTorch symbol is linked, so that one build
 // serves every version of both.
 #include <algorithm>
-#include <cstring>
 #include <condition_variable>
+#include <cstring>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -112,6 +113,38 @@ bool valid(const ScanArgs& s) {
   const int64_t count = s.paths * s.steps;
   return !s.read || (valid(s.read, count, s.in_tokens) && valid(s.write, count, s.out_tokens));
 }
+bool valid(const ConvArgs& c) { return !c.read || valid(c.read, c.paths * c.steps, c.in_tokens); }
+
+constexpr int64_t kMostTokens = INT32_MAX;
+bool within(int64_t value, int64_t low, int64_t high) { return low <= value && value <= high; }
+
+// Whether the sizes are some that the kernels are written for. The caller checks what it hands over; a size that
+// belongs to no tensor must not become an address all the same.
+bool fits(const ScanArgs& s) {
+  return s.batch >= 0 && s.paths > 0 && s.groups > 0 && s.group_channels > 0 && s.d_state > 0 && s.dt_rank >= 0 &&
+         within(s.tile, 1, kMostSteps) && within(s.steps, 1, kMostTokens) && within(s.in_tokens, 1, kMostTokens) &&
+         within(s.out_tokens, 1, kMostTokens) && !s.read == !s.write &&
+         (s.read || (s.steps == s.in_tokens && s.steps == s.out_tokens));
+}
+bool fits(const ConvArgs& c) {
+  return c.batch >= 0 && c.paths > 0 && c.channels > 0 && within(c.width, 1, kMostTokens) &&
+         within(c.steps, 1, kMostTokens) && within(c.in_tokens, 1, kMostTokens) && c.mirrored &&
+         (c.read || c.steps == c.in_tokens);
+}
+
+enum Status : int64_t { kDone, kOutOfRange, kMisfit, kNoMemory };
+
+template <class Args, class Kernel>
+Status run(const Args& inputs, const Kernel& kernel) {
+  if (!fits(inputs)) return kMisfit;
+  if (!valid(inputs)) return kOutOfRange;
+  try {
+    kernel();
+  } catch (const std::bad_alloc&) {
+    return kNoMemory;
+  }
+  return kDone;
+}
 
 }  // namespace
 
@@ -119,7 +152,7 @@ vssm_parallel_for vssm_pool = run_on_pool;
 
 extern "C" {
 
-int64_t vssm_abi_version() { return 1; }
+int64_t vssm_abi_version() { return 2; }
 const char* vssm_isa() { return kernels.name; }
 
 // Chooses an instruction set by name, for tests; 0 if this machine or build lacks it.
@@ -138,29 +171,38 @@ int64_t vssm_set_isa(const char* name) {
 void vssm_use_torch_threads(vssm_parallel_for torch_parallel_for) { vssm_pool = torch_parallel_for; }
 void vssm_set_threads(int64_t threads) { Pool::get().threads = int(threads); }
 
-// 0, or 1 for a table with an entry out of range.
+// Whether each of `paths` rows of a table is known to hold each of the numbers below `steps` once.
+int64_t vssm_each_once(const int32_t* table, int64_t paths, int64_t steps) {
+  std::vector<uint8_t> seen;
+  try {
+    seen.resize(steps + 1);
+  } catch (const std::bad_alloc&) {
+    return 0;
+  }
+  for (int64_t k = 0; k < paths; k++, table += steps) {
+    std::fill(seen.begin(), seen.end(), 0);
+    for (int64_t i = 0; i < steps; i++) seen[std::min<uint64_t>(uint32_t(table[i]), steps)] = 1;
+    int64_t met = 0;
+    for (int64_t i = 0; i < steps; i++) met += seen[i];
+    if (met != steps) return 0;
+  }
+  return 1;
+}
+
+// Each returns a Status.
 int64_t vssm_scan_forward(const ScanArgs* s) {
-  if (!valid(*s)) return 1;
-  kernels.scan_forward(*s);
-  return 0;
+  return run(*s, [&] { kernels.scan_forward(*s); });
 }
 int64_t vssm_scan_backward(const ScanGradArgs* q) {
-  if (!valid(q->scan)) return 1;
-  kernels.scan_backward(*q);
-  return 0;
+  return run(q->scan, [&] { kernels.scan_backward(*q); });
 }
 int64_t vssm_scan_parts(int64_t batch, int64_t groups, int64_t group_channels) {
   return kernels.scan_parts(batch, groups, group_channels);
 }
 int64_t vssm_conv_forward(const ConvArgs* c) {
-  if (c->read && !valid(c->read, c->paths * c->steps, c->in_tokens)) return 1;
-  kernels.conv_forward(*c);
-  return 0;
+  return run(*c, [&] { kernels.conv_forward(*c); });
 }
 int64_t vssm_conv_backward(const ConvGradArgs* q) {
-  const ConvArgs& c = q->conv;
-  if (c.read && !valid(c.read, c.paths * c.steps, c.in_tokens)) return 1;
-  kernels.conv_backward(*q);
-  return 0;
+  return run(q->conv, [&] { kernels.conv_backward(*q); });
 }
 }

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+constexpr int64_t kMostSteps = 64;  // of a tile
+
 enum DType : int64_t { kFloat32 = 0, kBFloat16 = 1 };
 
 // A strided tensor (strides in elements); data is null for an absent one. Which dimensions a tensor has depends on

@@ -12,7 +12,7 @@
 
 namespace VSSM_ISA {
 
-constexpr int kMaxTile = 64;
+constexpr int kMaxTile = kMostSteps;
 
 template <class T>
 VSSM_INLINE T* at(const Tensor& x, int64_t offset) { return static_cast<T*>(x.data) + offset; }

@@ -185,16 +185,6 @@ def test_compile(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_no_second_derivative(backend):
-    tensors, options = _case(True)
-    x = tensors["x"].requires_grad_()
-    with use_backend(backend):
-        (gradient,) = torch.autograd.grad(causal_conv1d(**tensors, **options).square().sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match="causal_conv1d_backward"):
-            gradient.sum().backward()
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast_changes_nothing(backend):
     tensors, options = _case(True)
     with use_backend(backend):

@@ -92,4 +92,4 @@ def test_contexts_and_the_environment(monkeypatch):
 
 @pytest.mark.parametrize(("steps", "chunks"), [(1, 1), (CHUNK - 1, 1), (CHUNK, 1), (CHUNK + 1, 2), (1000, 16)])
 def test_states_shape(steps, chunks):
-    assert states_shape(3, 4, steps, 96, 16) == (12, chunks, 16, 96)
+    assert states_shape(3, 4, steps, 96, 16) == (12, chunks * 16 * 96)

@@ -155,16 +155,6 @@ def test_tables_may_be_changed_in_place(backend):
     assert oracle.error(y, oracle.scan(**tensors, **options)[0]) <= FLOAT32["y"]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_no_second_derivative(backend):
-    tensors, options = _case(False)
-    u = tensors["u"].requires_grad_()
-    with use_backend(backend):
-        (gradient,) = torch.autograd.grad(scan_tokens(**tensors, **options).square().sum(), u, create_graph=True)
-        with pytest.raises(RuntimeError, match="selective_scan_backward"):
-            gradient.sum().backward()
-
-
 class _Outputs(TorchDispatchMode):
     """Sizes of what the operator gave beside y and the last state."""
 

@@ -87,21 +87,52 @@ def test_empty_tables():
         visits(torch.empty(2, 1, 0, dtype=torch.int32), 0, TOKENS)
 
 
-def test_looked_up_once(looked_up):
+def test_tables_of_others_are_looked_up_each_time(looked_up):
     tables = _tables([[0, 1, 2]], [[2, 1, 0]])
     assert visits(tables, 0, 3) == visits(tables, 0, 3)
-    assert len(looked_up) == 1
-    visits(tables, 1, 3)
-    visits(tables, 1, 4)
     assert len(looked_up) == 2
 
 
-def test_looked_up_again_after_a_change(looked_up):
+def test_our_own_are_looked_up_once(looked_up):
+    tables = _tables([[0, 1, 2]], [[2, 1, 0]])
+    remember(tables, tables.clone())
+    looked_up.clear()
+    assert visits(tables, 0, 3) == visits(tables, 0, 3) == visits(tables, 1, 3)
+    assert not looked_up
+
+
+def _in_numpy(tables):
+    return tables.numpy()
+
+
+def _by_dlpack(tables):
+    return torch.from_dlpack(tables.numpy().__dlpack__())
+
+
+def _by_data(tables):
+    return tables.data
+
+
+@pytest.mark.parametrize("memory", [_in_numpy, _by_dlpack, _by_data])
+def test_changes_behind_the_version_counter(memory):
+    tables = _tables([[0, 1, 2]], [[2, 1, 0]])
+    assert visits(tables, 1, 3).exactly(3)
+    memory(tables)[1] = 0
+    assert visits(tables, 1, 3) == (False, False, 1, 0)
+
+
+def test_our_own_with_other_data():
+    tables = _tables([[0, 1, 2]], [[2, 1, 0]])
+    remember(tables, tables.clone())
+    tables.data = _tables([[0, 0, 0]], [[1, 1, -1]])
+    assert visits(tables, 0, 3) == (False, False, 1, 0)
+
+
+def test_changes_in_place():
     tables = _tables([[0, 1, 2]], [[2, 1, 0]])
     assert visits(tables, 0, 3).exactly(3)
     tables[0, 0, 2] = -1
     assert visits(tables, 0, 3) == (True, True, 2, 1)
-    assert len(looked_up) == 2
     tables.copy_(_tables([[1, 1, 1]], [[0, 0, 0]]))
     assert visits(tables, 0, 3) == (False, False, 1, 1)
 

@@ -2,10 +2,9 @@
 
 import argparse
 
-import safetensors.torch
 import timm
 
-from ..checkpoints import load_checkpoint
+from ..checkpoints import load_checkpoint, safetensors_bytes
 from ..command_line import CommandError, check_output, location, nonempty, printable
 from ..registry import model_names
 from .console import write
@@ -34,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"{printable(args.output)} exists: give --force to overwrite it")
     model = timm.create_model(name, num_classes=args.num_classes)
     load_checkpoint(model, args.checkpoint)
-    tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
-    write(args.output, safetensors.torch.save(tensors, metadata={"format": "pt", "model": name}))
+    tensors = model.state_dict()
+    write(args.output, safetensors_bytes(tensors, {"model": name}))
     print(f"{printable(args.output)}: {len(tensors)} tensors for {name}")
     return 0

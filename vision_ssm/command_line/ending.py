@@ -7,11 +7,10 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from ..errors import InputError
+from ..errors import InputError, printable
 
 __all__ = ["CommandError", "printable", "run_command"]
 
-_LONGEST = 2000
 _TRACEBACK = "VISION_SSM_TRACEBACK"
 # Optional dependencies by the extra that brings them.
 _EXTRAS = {
@@ -29,23 +28,6 @@ _EXTRAS = {
 
 class CommandError(InputError):
     """Bad input of a command, told in one line."""
-
-
-def printable(text: object) -> str:
-    """Text on one line that changes no terminal: control characters and bytes that are no UTF-8 are escaped.
-
-    Very long text loses its middle.
-    """
-    shown = "".join(c if c.isprintable() else _escaped(c) for c in str(text))
-    half = _LONGEST // 2
-    return shown if len(shown) <= _LONGEST else f"{shown[:half]} ... {shown[-half:]}"
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte of a file name that is no UTF-8
-        return f"\\x{code - 0xDC00:02x}"
-    return character.encode("unicode_escape").decode()
 
 
 def run_command(program: str, command: Callable[[], int]) -> int:

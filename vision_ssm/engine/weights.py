@@ -17,7 +17,7 @@ def converted(content: Mapping, model: nn.Module, file: str) -> dict[str, Tensor
     Raises:
         CheckpointError: they are not those of a known layout.
     """
-    state_dict = unwrap(content)
+    state_dict = unwrap(content, file)
     with converting(file, model):
         if convert := getattr(model, "convert_state_dict", None):
             state_dict = convert(state_dict)

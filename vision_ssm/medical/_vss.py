@@ -13,7 +13,7 @@ import torch.nn as nn
 from timm.layers import calculate_drop_path_rates
 from timm.models._manipulate import adapt_input_conv
 
-from ..checkpoints import VSS_NAMES, check_state_dict, converting, fit_shapes, read, rename
+from ..checkpoints import VSS_NAMES, check_state_dict, fit_shapes, read_state_dict, rename
 from ..layers import SS2D
 from ..models import vmamba
 from ..models._initialisation import init_linear
@@ -219,11 +219,11 @@ def load_encoder(model: VSSNetwork, source: str | Path | Mapping) -> VSSNetwork:
         The network.
 
     Raises:
-        CheckpointError: keys are missing, unexpected or of another shape; they are named.
-        FileNotFoundError, ValueError: no file, or none that can be read. No code of the file is run.
+        CheckpointError: keys are missing, unexpected, of another shape or not finite; they are named. Or the source is
+            no checkpoint.
+        FileNotFoundError: no such file. No code of the file is run.
     """
-    with converting(source, model):
-        published = vmamba.checkpoint_filter_fn(read(source), model.encoder)
+    published = read_state_dict(source, model.encoder, vmamba.checkpoint_filter_fn)
     names, own = model.vmamba_names(), model.state_dict()
     start = {name: published[theirs] for name, theirs in names.items() if theirs in published}
     stem = start.get("encoder.stem.0.weight")

@@ -3,10 +3,11 @@
 import inspect
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 import torch.nn as nn
-from timm.models import build_model_with_cfg, checkpoint
+from timm.models import build_model_with_cfg, checkpoint, resolve_pretrained_cfg
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoints import load_into
@@ -128,10 +129,22 @@ def pretrained_cfg(facts: dict, **kwargs) -> dict:
 def build(model_cls: type[Backbone], name: str, pretrained: bool, feature_cfg: dict, filter_fn, **kwargs) -> nn.Module:
     """`timm.models.build_model_with_cfg`; timm writes into `feature_cfg`, so it gets a copy.
 
-    What the class was called with stays in the model's `variant`.
+    What the class was called with stays in the model's `variant`. An address of weights that this package reads
+    (`custom_load`) reaches `load_pretrained` as it is, by timm's `file`: timm's own downloads are cached by the last
+    part of the address.
     """
+    cfg = resolve_pretrained_cfg(name, kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None))
+    elsewhere = cfg.source or cfg.file or cfg.state_dict or cfg.hf_hub_id or kwargs.get("cache_dir")
+    if pretrained and cfg.custom_load and cfg.url and not elsewhere:
+        cfg = replace(cfg, file=cfg.url)
     model = build_model_with_cfg(
-        model_cls, name, pretrained, pretrained_filter_fn=filter_fn, feature_cfg=dict(feature_cfg), **kwargs
+        model_cls,
+        name,
+        pretrained,
+        pretrained_cfg=cfg,
+        pretrained_filter_fn=filter_fn,
+        feature_cfg=dict(feature_cfg),
+        **kwargs,
     )
     model.variant = {key: value for key, value in kwargs.items() if key in inspect.signature(model_cls).parameters}
     return model

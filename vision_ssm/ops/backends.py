@@ -16,10 +16,13 @@ import functools
 import os
 import warnings
 from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
 
 from . import cpu, gpu
+from .transforms import forward_mode
 
 __all__ = ["BACKENDS", "available_backends", "current_backend", "use_backend"]
 
@@ -32,8 +35,18 @@ _HOW_TO_GET = {
     "TRITON_INTERPRET=1, set before the first use, interprets its kernels on the CPU",
 }
 
-_forced: str | None = None
-_decompose = False
+
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    """What one `use_backend` asks for."""
+
+    name: str
+    decompose: bool
+
+
+# Those that are open in this thread or task, the innermost last. A choice is taken away by identity, so that contexts
+# which are not left in the order in which they were entered (generators) leave nothing behind.
+_choices: ContextVar[tuple[_Choice, ...]] = ContextVar("vision_ssm_backends", default=())
 
 
 def available_backends() -> list[str]:
@@ -52,7 +65,10 @@ def _check(name: str) -> str:
 
 @contextlib.contextmanager
 def use_backend(name: str, decompose: bool = False) -> Iterator[None]:
-    """Run the operators on `name` inside this context, in every thread.
+    """Run the operators on `name` inside this context.
+
+    It holds for this thread or asyncio task, and for the backward pass of what runs inside, wherever that runs. Threads
+    that are started inside choose for themselves; `VISION_SSM_BACKEND` is for the whole process.
 
     Args:
         name: one of `BACKENDS`.
@@ -63,21 +79,22 @@ def use_backend(name: str, decompose: bool = False) -> Iterator[None]:
         ValueError: unknown name, or `decompose` with another backend.
         RuntimeError: the backend is missing; the message says how to get it.
     """
-    global _forced, _decompose
-    _check(name)
+    choice = _Choice(_check(name), decompose)
     if decompose and name != "chunked":
         raise ValueError(f"`decompose` needs the chunked backend, got {name!r}")
-    before = _forced, _decompose
-    _forced, _decompose = name, decompose
+    _choices.set((*_choices.get(), choice))
     try:
         yield
     finally:
-        _forced, _decompose = before
+        _choices.set(tuple(other for other in _choices.get() if other is not choice))
 
 
+@torch.compiler.assume_constant_result
 def decomposing() -> bool:
-    """Whether operators are to be written out as plain PyTorch operations."""
-    return _decompose or torch.onnx.is_in_onnx_export()
+    """Whether operators are to be written out as plain PyTorch operations: when asked to, and where no operator is
+    known (ONNX) or has a derivative (forward mode)."""
+    choices = _choices.get()
+    return bool(choices and choices[-1].decompose) or forward_mode() or torch.onnx.is_in_onnx_export()
 
 
 @functools.cache
@@ -100,7 +117,8 @@ def _takes(name: str, device: torch.device, dtype: torch.dtype) -> bool:
 def current_backend(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> str:
     """The backend that tensors of this device and dtype use now."""
     device = torch.device(device)
-    forced = _forced or os.environ.get("VISION_SSM_BACKEND")
+    choices = _choices.get()
+    forced = choices[-1].name if choices else os.environ.get("VISION_SSM_BACKEND")
     if forced and _takes(_check(forced), device, dtype):
         return forced
     best = {"cpu": "cpu", "cuda": "triton"}.get(device.type)

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import backends, cpu, gpu, plain
-from .checks import check_entries
+from .checks import check_conv, check_conv_backward, check_entries
+from .transforms import differentiate, for_kernels, under_transforms
 
 __all__ = ["causal_conv1d"]
 
@@ -44,6 +45,8 @@ def _backend(x: Tensor, weight: Tensor) -> str:
 def _forward(
     x: Tensor, weight: Tensor, bias: Optional[Tensor], tables: Optional[Tensor], mirrored: List[int], silu: bool
 ) -> Tensor:
+    check_conv(x, weight, bias, tables, mirrored)
+    x, weight, bias, tables = for_kernels(x, weight, bias, tables)
     backend = _backend(x, weight)
     if backend == "cpu":
         return cpu.conv_forward(x, weight, bias, tables, mirrored, silu)
@@ -58,6 +61,7 @@ def _forward(
 
 @_forward.register_fake
 def _(x, weight, bias, tables, mirrored, silu):
+    check_conv(x, weight, bias, tables, mirrored)
     steps = x.shape[2] if tables is None else tables.shape[1]
     return cpu.path_major(x, x.shape[0], weight.shape[0], steps, weight.shape[1])
 
@@ -71,16 +75,20 @@ def _backward(
     tables: Optional[Tensor],
     mirrored: List[int],
     silu: bool,
+    backend: str = "",
 ) -> List[Tensor]:
-    backend = _backend(x, weight)
+    check_conv_backward(dy, x, weight, bias, tables, mirrored)
+    dy, x, weight, bias, tables = for_kernels(dy, x, weight, bias, tables)
+    backend = backend or _backend(x, weight)  # that of the forward pass, whatever is chosen by now
     if backend == "cpu":
         dx, d_weight, d_bias = cpu.conv_backward(dy, x, weight, bias, tables, mirrored, silu)
     elif backend == "triton":
         dx, d_weight, d_bias = gpu.load("conv").backward(dy, x, weight, bias, tables, mirrored, silu)
     else:
+        check_entries(None if tables is None else tables[None], x.shape[2])
         dx, d_weight, d_bias = _plain_backward(dy, x, weight, bias, tables, mirrored, silu)
     pairs = ((dx, x), (d_weight, weight), (d_bias, bias))
-    return [x.new_empty(0) if like is None else g.to(like.dtype).contiguous() for g, like in pairs]
+    return [x.new_empty((0,)) if like is None else g.to(like.dtype).contiguous() for g, like in pairs]
 
 
 def _plain_backward(dy, x, weight, bias, tables, mirrored, silu):
@@ -108,22 +116,65 @@ def _plain_backward(dy, x, weight, bias, tables, mirrored, silu):
 
 
 @_backward.register_fake
-def _(dy, x, weight, bias, tables, mirrored, silu):
-    return [x.new_empty(0) if like is None else like.new_empty(like.shape) for like in (x, weight, bias)]
+def _(dy, x, weight, bias, tables, mirrored, silu, backend=""):
+    check_conv_backward(dy, x, weight, bias, tables, mirrored)
+    return [x.new_empty((0,)) if like is None else like.new_empty(like.shape) for like in (x, weight, bias)]
 
 
 def _save(ctx, inputs, output):
     *tensors, ctx.mirrored, ctx.silu = inputs
+    ctx.backend = _backend(*tensors[:2]) if type(output) is Tensor else ""  # a traced graph runs on any
     ctx.save_for_backward(*tensors)
 
 
 def _differentiate(ctx, dy):
     x, weight, bias, tables = ctx.saved_tensors
-    dx, d_weight, d_bias = _backward(dy, x, weight, bias, tables, ctx.mirrored, ctx.silu)
+    dx, d_weight, d_bias = _backward(dy, x, weight, bias, tables, ctx.mirrored, ctx.silu, ctx.backend)
     return dx, d_weight, None if bias is None else d_bias, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
+
+
+# Derivatives of the gradient, and transforms of both
+
+
+def _decomposed(x, weight, bias, tables, mirrored, silu):
+    check_conv(x, weight, bias, tables, mirrored)
+    if plain.readable(tables):
+        check_entries(tables[None], x.shape[2])
+    return _plain(x, weight, bias, tables, mirrored, silu).to(x.dtype)
+
+
+def _decomposed_gradients(dy, x, weight, bias, tables, mirrored, silu):
+    """Gradients of (x, weight, bias), None without a bias."""
+    gradients = _plain_backward(dy, x, weight, bias, tables, mirrored, silu)
+    return [None if like is None else g.to(like.dtype) for g, like in zip(gradients, (x, weight, bias), strict=True)]
+
+
+def _transformed_backward(dy, x, weight, bias, tables, mirrored, silu, backend=""):
+    check_conv_backward(dy, x, weight, bias, tables, mirrored)
+    gradients = _decomposed_gradients(dy, x, weight, bias, tables, mirrored, silu)
+    return [x.new_empty((0,)) if g is None else g for g in gradients]
+
+
+def _save_gradient(ctx, inputs, output):
+    *tensors, ctx.mirrored, ctx.silu, _ = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate_gradient(ctx, gradients):
+    *tensors, tables = ctx.saved_tensors
+
+    def first(*inputs):
+        return _decomposed_gradients(*inputs, tables, ctx.mirrored, ctx.silu)
+
+    return *differentiate(first, tensors, gradients), *(None,) * 4
+
+
+_backward.register_autograd(_differentiate_gradient, setup_context=_save_gradient)
+under_transforms("causal_conv1d", _decomposed)
+under_transforms("causal_conv1d_backward", _transformed_backward)
 
 
 @torch.jit.ignore
@@ -135,33 +186,10 @@ def _run(
     mirrored: List[bool],
     silu: bool,
 ) -> Tensor:
-    if x.dim() != 4 or weight.dim() != 3:
-        raise ValueError(
-            f"`x` is {tuple(x.shape)} and `weight` {tuple(weight.shape)}: "
-            "expected (batch, paths or 1, tokens, channels) and (paths, channels, width)"
-        )
-    paths, channels, _ = weight.shape
-    if x.shape[3] != channels or x.shape[1] not in (1, paths):
-        raise ValueError(f"`x` is {tuple(x.shape)}: expected (batch, 1 or {paths}, tokens, {channels})")
-    if x.shape[2] == 0:
-        raise ValueError(f"`x` is {tuple(x.shape)}: expected at least one token")
-    if bias is not None and tuple(bias.shape) != (paths, channels):
-        raise ValueError(f"`bias` is {tuple(bias.shape)}: expected {(paths, channels)}")
-    if len(mirrored) != paths:
-        raise ValueError(f"`mirrored` has {len(mirrored)} entries: expected one for each of {paths} paths")
-    if tables is not None:
-        if tables.dtype != torch.int32:
-            raise TypeError(f"`tables` is {tables.dtype}: expected torch.int32")
-        if tables.dim() != 2 or len(tables) != paths or not tables.is_contiguous():
-            raise ValueError(f"`tables` is {tuple(tables.shape)}: expected a contiguous ({paths}, steps)")
-    for name, value in (("x", x), ("weight", weight), ("bias", bias)):
-        if value is not None and not value.is_floating_point():
-            raise TypeError(f"`{name}` is {value.dtype}: expected a floating-point tensor")
-    for name, value in (("weight", weight), ("bias", bias), ("tables", tables)):
-        if value is not None and value.device != x.device:
-            raise ValueError(f"`{name}` is on {value.device}: expected {x.device}, the device of `x`")
+    if torch.compiler.is_compiling():  # which words errors of the operator in its own way
+        check_conv(x, weight, bias, tables, mirrored)
     if backends.decomposing():
-        return _plain(x, weight, bias, tables, mirrored, silu).to(x.dtype)
+        return _decomposed(x, weight, bias, tables, mirrored, silu)
     # TorchScript's tracer knows no lists of booleans.
     return torch.ops.vision_ssm.causal_conv1d(x, weight, bias, tables, [int(flag) for flag in mirrored], silu)
 
@@ -191,7 +219,7 @@ def causal_conv1d(
     Raises:
         ValueError, TypeError: naming the argument, what it is and what it must be.
     """
-    flags = [False] * weight.shape[0] if mirrored is None else mirrored
+    flags = [False] * (weight.shape[0] if weight.dim() > 0 else 0) if mirrored is None else mirrored
     if torch.jit.is_scripting():
         return torch.ops.vision_ssm.causal_conv1d(x, weight, bias, tables, [int(flag) for flag in flags], silu)
     return _run(x, weight, bias, tables, flags, silu)

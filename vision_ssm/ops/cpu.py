@@ -14,13 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checks import OUT_OF_RANGE
-from .visits import visits
+from .checks import OUT_OF_RANGE, kept
 
 __all__ = ["available", "library"]
 
-_ABI_VERSION = 1
-STATES_DIM = 6  # dimensions of the states kept for the backward pass
+_ABI_VERSION = 2
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _NAMES = {"darwin": "libvision_ssm_cpu.dylib", "win32": "libvision_ssm_cpu.dll"}
 
@@ -54,6 +52,8 @@ def library() -> ctypes.CDLL | None:
             continue
         lib.vssm_isa.restype = ctypes.c_char_p
         lib.vssm_scan_parts.restype = ctypes.c_int64
+        lib.vssm_each_once.restype = ctypes.c_int64
+        lib.vssm_each_once.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         for name in ("scan_forward", "scan_backward", "conv_forward", "conv_backward"):
             function = getattr(lib, f"vssm_{name}")
             function.restype, function.argtypes = ctypes.c_int64, [ctypes.c_void_p]
@@ -80,10 +80,17 @@ def _call(function: str, args: list[int]) -> None:
     lib = library()
     if not lib.torch_threads:
         lib.vssm_set_threads(ctypes.c_int64(torch.get_num_threads()))
-    if getattr(lib, f"vssm_{function}")((ctypes.c_int64 * len(args))(*args)):
-        raise ValueError(OUT_OF_RANGE)
+    if status := getattr(lib, f"vssm_{function}")((ctypes.c_int64 * len(args))(*args)):
+        kind, message = _ERRORS[status]
+        raise kind(message)
 
 
+# By the status that a kernel returns.
+_ERRORS = {
+    1: (ValueError, OUT_OF_RANGE),
+    2: (ValueError, "the CPU kernels do not take tensors of these sizes"),
+    3: (MemoryError, "the CPU kernels could not get memory for their buffers"),
+}
 _ABSENT = (0,) * 7
 
 
@@ -128,9 +135,20 @@ def storable(x: Tensor | None) -> Tensor | None:
     return x if x is None or x.dtype in _DTYPES else x.float()
 
 
-def exact(tables: Tensor | None, tokens: int, row: int) -> bool:
-    """Whether each path of `tables[row]` visits all tokens exactly once."""
-    return visits(tables, row, tokens).exactly(tokens)
+def each_once(tables: Tensor | None, row: int, tokens: int) -> bool:
+    """Whether each path of `tables[row]` visits each token exactly once.
+
+    It is looked up at every call, which takes about a hundredth of the scan's time: a table may lie in memory that others change.
+    """
+    if tables is None:
+        return True
+    _, paths, steps = tables.shape
+    return steps == tokens and bool(library().vssm_each_once(_row(tables, row), paths, steps))
+
+
+def _row(tables: Tensor | None, row: int) -> int:
+    """Address of one row of tables."""
+    return 0 if tables is None else tables.data_ptr() + row * tables.stride(0) * 4
 
 
 def tile_length(d_state: int) -> int:
@@ -138,14 +156,18 @@ def tile_length(d_state: int) -> int:
     return 64 if d_state <= 4 else 32
 
 
-def states_shape(batch: int, paths: int, steps: int, groups: int, channels: int, d_state: int) -> tuple[int, ...]:
-    """Shape of the states kept for the backward pass, padded to whole vectors."""
+def states_shape(batch: int, paths: int, steps: int, groups: int, channels: int, d_state: int) -> tuple[int]:
+    """Shape of the states kept for the backward pass, (batch, paths, groups, tiles, channels, states) padded to whole
+    vectors. It is flat: as a dimension of its own, the number of tiles would be fixed by an export where it is 1."""
     padded = 1 if d_state == 1 else -(-d_state // 4) * 4
     tiles = -(-steps // tile_length(d_state))
-    return batch, paths, groups, tiles, padded, -(-channels // groups // 16) * 16
+    return (batch * paths * groups * tiles * padded * (-(-channels // groups // 16) * 16),)
 
 
-def _scan_args(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, y, softplus, merge, ungated, last_state, states):
+def _scan_args(
+    u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, y, softplus, merge, ungated, last_state, states, exact_read,
+    exact_write,
+):  # fmt: skip
     batch, shared, in_tokens, channels = u.shape
     paths, _, d_state = A.shape
     groups = B.shape[3]
@@ -153,10 +175,8 @@ def _scan_args(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, y, softplus, me
     steps = in_tokens if tables is None else tables.shape[2]
     return [
         batch, paths, groups, channels // groups, d_state, 0 if dt_weight is None else dt.shape[-1],
-        steps, in_tokens, out_tokens, tile_length(d_state), softplus, merge,
-        exact(tables, in_tokens, 0), exact(tables, out_tokens, 1),
-        0 if tables is None else tables.data_ptr(),
-        0 if tables is None else tables.data_ptr() + tables.stride(0) * 4,
+        steps, in_tokens, out_tokens, tile_length(d_state), softplus, merge, exact_read, exact_write,
+        _row(tables, 0), _row(tables, 1),
         *_tokens(u, shared == 1),
         *_tokens(dt),
         *_by_channel(A),
@@ -172,6 +192,11 @@ def _scan_args(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, y, softplus, me
     ]  # fmt: skip
 
 
+def _float32(function, like: Tensor, *shape: int) -> Tensor:
+    """A new float32 tensor on the device of `like`, whatever PyTorch's defaults are."""
+    return function(shape, dtype=torch.float32, device=like.device)
+
+
 def scan_forward(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens, softplus, merge, save):
     """(y, last_state, states, ungated) of `vision_ssm::selective_scan`; the last two are empty unless `save`."""
     dtype = u.dtype
@@ -180,21 +205,19 @@ def scan_forward(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens, s
     paths, _, d_state = A.shape
     steps = u.shape[2] if tables is None else tables.shape[2]
     shape = batch, 1 if merge else paths, out_tokens, channels
+    exact = each_once(tables, 1, out_tokens)
+    new = torch.empty if exact else torch.zeros
     direct = u.dtype == torch.float32 and z is None
-    y = (u.new_empty if not direct or exact(tables, out_tokens, 1) else u.new_zeros)(shape)
-    keep = save and z is not None
-    ungated = None
-    if keep:
-        new = torch.empty if exact(tables, out_tokens, 1) else torch.zeros
-        ungated = new(shape, dtype=torch.float32)
-    last_state = torch.empty(batch, paths, channels, d_state)
-    states = torch.empty(states_shape(batch, paths, steps, B.shape[3], channels, d_state)) if save else None
-    _call(
-        "scan_forward",
-        _scan_args(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, y, softplus, merge, ungated, last_state, states),
-    )
-    empty = torch.empty(0)
-    return y.to(dtype), last_state, empty if states is None else states, torch.empty(0) if ungated is None else ungated
+    y = (new if direct else torch.empty)(shape, dtype=u.dtype, device=u.device)
+    ungated = _float32(new, u, *shape) if save and z is not None else None
+    last_state = _float32(torch.empty, u, batch, paths, channels, d_state)
+    states = None
+    if save:
+        states = _float32(torch.empty, u, *states_shape(batch, paths, steps, B.shape[3], channels, d_state))
+    inputs = u, dt, A, B, C, D, z, dt_bias, dt_weight, tables
+    _call("scan_forward", _scan_args(*inputs, y, softplus, merge, ungated, last_state, states, False, exact))
+    states, ungated = (_float32(torch.empty, u, 0) if x is None else x for x in (states, ungated))
+    return y.to(dtype), last_state, states, ungated
 
 
 def scan_backward(dy, d_last_state, u, dt, A, B, C, D, dt_bias, dt_weight, tables, states, softplus, merge):
@@ -202,27 +225,32 @@ def scan_backward(dy, d_last_state, u, dt, A, B, C, D, dt_bias, dt_weight, table
     u, dt, A, B, C, D, dt_bias, dt_weight, dy = map(storable, (u, dt, A, B, C, D, dt_bias, dt_weight, dy))
     if dy.stride(-1) == 0:  # the gradient of a sum: one number, which the kernels would gather lane by lane
         dy = dy.contiguous()
-    batch, inputs, tokens, channels = u.shape
+    batch, sequences, tokens, channels = u.shape
     paths, _, d_state = A.shape
     groups, rank = B.shape[3], dt.shape[-1]
+    steps = tokens if tables is None else tables.shape[2]
+    if not kept(states, states_shape(batch, paths, steps, groups, channels, d_state)):
+        args = u, dt, A, B, C, D, None, dt_bias, dt_weight, tables, dy.shape[2], softplus, merge
+        _, _, states, _ = scan_forward(*args, True)
     parts = library().vssm_scan_parts(*map(ctypes.c_int64, (batch, groups, channels // groups)))
-    new = torch.empty if exact(tables, tokens, 0) else torch.zeros
-    du = new(batch, inputs, tokens, channels)
+    exact = each_once(tables, 0, tokens)
+    empty, new = (functools.partial(_float32, f, u) for f in (torch.empty, torch.empty if exact else torch.zeros))
+    du = new(batch, sequences, tokens, channels)
     d_dt = new(*(() if dt_weight is None else (parts * groups,)), batch, paths, tokens, rank)
     dB, dC = (new(parts, batch, paths, tokens, groups, d_state) for _ in range(2))
-    dA = torch.empty(batch, paths, channels, d_state)
-    dD, d_bias = (torch.empty(batch, paths, channels) for _ in range(2))
-    d_weight = None if dt_weight is None else torch.empty(batch, paths, channels, rank)
+    dA = empty(batch, paths, channels, d_state)
+    dD, d_bias = (empty(batch, paths, channels) for _ in range(2))
+    d_weight = None if dt_weight is None else empty(batch, paths, channels, rank)
     if d_last_state is not None:
         d_last_state = d_last_state.float().contiguous()
-    args = _scan_args(u, dt, A, B, C, D, None, dt_bias, dt_weight, tables, dy, softplus, merge, None, None, states)
+    inputs = u, dt, A, B, C, D, None, dt_bias, dt_weight, tables
     _call(
         "scan_backward",
         [
-            *args,
+            *_scan_args(*inputs, dy, softplus, merge, None, None, states, exact, False),
             *_tokens(dy, merge),
             _address(d_last_state),
-            *_tokens(du, inputs == 1),
+            *_tokens(du, sequences == 1),
             *map(_address, (d_dt, dB, dC, dA, dD, d_bias, d_weight)),
         ],
     )
@@ -236,24 +264,22 @@ def scan_backward(dy, d_last_state, u, dt, A, B, C, D, dt_bias, dt_weight, table
 
 
 def _conv_args(x, weight, bias, tables, mirrored, silu, y):
+    """The struct and, to be kept until the call, an array that it points to."""
     paths, channels, width = weight.shape
     steps = x.shape[2] if tables is None else tables.shape[1]
+    flags = (ctypes.c_int64 * paths)(*map(bool, mirrored))
     return [
-        x.shape[0], paths, channels, width, steps, x.shape[2], silu, _address(tables), _address(mirrored),
+        x.shape[0], paths, channels, width, steps, x.shape[2], silu, _address(tables), ctypes.addressof(flags),
         *_tokens(x, x.shape[1] == 1),
         *_by_channel(weight),
         *_channels(bias),
         *_tokens(y),
-    ]  # fmt: skip
+    ], flags  # fmt: skip
 
 
 def path_major(like: Tensor, batch: int, paths: int, *shape: int) -> Tensor:
     """An empty (batch, paths, ...) tensor, each path contiguous over the whole batch, for matrix products."""
-    return like.new_empty(paths, batch, *shape).transpose(0, 1)
-
-
-def _flags(mirrored: list[int]) -> Tensor:
-    return torch.tensor(mirrored, dtype=torch.int64)
+    return like.new_empty((paths, batch, *shape)).transpose(0, 1)
 
 
 def conv_forward(x, weight, bias, tables, mirrored, silu):
@@ -262,8 +288,8 @@ def conv_forward(x, weight, bias, tables, mirrored, silu):
     x, weight, bias = map(storable, (x, weight, bias))
     paths, channels, _ = weight.shape
     y = path_major(x, x.shape[0], paths, x.shape[2] if tables is None else tables.shape[1], channels)
-    flags = _flags(mirrored)
-    _call("conv_forward", _conv_args(x, weight, bias, tables, flags, silu, y))
+    args, _flags = _conv_args(x, weight, bias, tables, mirrored, silu, y)
+    _call("conv_forward", args)
     return y.to(dtype)
 
 
@@ -272,10 +298,9 @@ def conv_backward(dy, x, weight, bias, tables, mirrored, silu):
     x, weight, bias, dy = map(storable, (x, weight, bias, dy))
     batch, inputs, tokens, channels = x.shape
     paths, _, width = weight.shape
-    dx = torch.zeros(batch, inputs, tokens, channels)
-    d_weight, d_bias = torch.empty(batch, paths, width, channels), torch.empty(batch, paths, channels)
-    flags = _flags(mirrored)
-    args = _conv_args(x, weight, bias, tables, flags, silu, dy)
+    dx = _float32(torch.zeros, x, batch, inputs, tokens, channels)
+    d_weight, d_bias = (_float32(torch.empty, x, batch, paths, *size, channels) for size in ((width,), ()))
+    args, _flags = _conv_args(x, weight, bias, tables, mirrored, silu, dy)
     _call(
         "conv_backward",
         [*args, *_tokens(dy), *_tokens(dx, inputs == 1), _address(d_weight), _address(d_bias)],

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["backward", "forward_chunked", "forward_sequential", "gate"]
+__all__ = ["backward", "forward_chunked", "forward_sequential", "gate", "readable"]
 
 # (decay, inputs), both [s, ...], to the states of h[t] = decay[t] * h[t - 1] + inputs[t]
 Recurrence = Callable[[Tensor, Tensor], Tensor]
@@ -64,9 +64,10 @@ def in_chunks(x: Tensor, chunk: int, fill: float = 0.0) -> Tensor:
 def carries(decay: Tensor, state: Tensor) -> Tensor:
     """The state that enters each chunk, from every chunk's total decay and its own end state."""
     h, states = torch.zeros_like(state[0]), []
-    for decay_c, state_c in zip(decay, state, strict=True):
+    overflown = ~decay.isfinite()  # a state of zero stays zero all the same; elsewhere its derivative must remain
+    for decay_c, overflown_c, state_c in zip(decay, overflown, state, strict=True):
         states.append(h)
-        h = torch.where(h == 0, state_c, torch.addcmul(state_c, decay_c, h))
+        h = torch.addcmul(state_c, decay_c.masked_fill(overflown_c & (h == 0), 0.0), h)
     return torch.stack(states)
 
 
@@ -82,9 +83,19 @@ def widened(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(x if x is None else x.double() for x in tensors)
 
 
+def readable(tables: Tensor | None) -> bool:
+    """Whether entries can be looked up: no tracer, transform or device synchronisation is in the way."""
+    return (
+        type(tables) is Tensor
+        and tables.device.type == "cpu"
+        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tables)
+    )
+
+
 def _may_miss(tokens: Tensor) -> bool:
-    """Whether some steps may have no token; looked up where that is free of graphs and device synchronisation."""
-    return torch.compiler.is_compiling() or tokens.device.type != "cpu" or bool((tokens < 0).any())
+    """Whether some steps may have no token."""
+    return not readable(tokens) or bool((tokens < 0).any())
 
 
 def _rows(tokens: Tensor, count: int, paths: int) -> Tensor:
@@ -112,7 +123,7 @@ def put(y: Tensor, tokens: Tensor | None, out_tokens: int) -> Tensor:
         return y.movedim(0, 2)
     # One more row of each path receives what has no token.
     rows = _rows(torch.where(tokens < 0, out_tokens, tokens), out_tokens + 1, len(tokens))
-    out = y.new_zeros(y.shape[1], len(tokens) * (out_tokens + 1), *y.shape[3:])
+    out = y.new_zeros((y.shape[1], len(tokens) * (out_tokens + 1), *y.shape[3:]))
     y = y.transpose(0, 1).flatten(1, 2)
     if y.device.type == "cpu":
         out = out.index_add(1, rows, y)

@@ -15,159 +15,16 @@ A path is a pair of rows in an int32 table: the token read at each step and the 
 parameters of all paths are computed once in grid order; the paths are index arithmetic inside the kernels.
 """
 
-import functools
-import logging
-from typing import List, Optional, Tuple  # noqa: UP035 - TorchScript needs the typing forms
+from typing import Optional, Tuple  # noqa: UP035 - TorchScript needs the typing forms
 
 import torch
 from torch import Tensor
 
-from . import backends, cpu, gpu, plain
-from .checks import check, check_entries, named
+from . import backends
+from .checks import check, named
+from .scan_operator import decomposed
 
 __all__ = ["scan_tokens", "selective_scan", "selective_scan_nd"]
-
-_log = logging.getLogger("vision_ssm")
-
-
-@functools.cache
-def _log_fallback(d_state: int) -> None:
-    _log.warning("d_state %d is beyond the triton backend's %d: the chunked backend runs", d_state, gpu.MOST_STATES)
-
-
-def _backend(u: Tensor, A: Tensor) -> str:
-    backend = backends.current_backend(u.device, u.dtype)
-    if backend == "triton" and A.shape[2] > gpu.MOST_STATES:
-        _log_fallback(A.shape[2])
-        return "chunked"
-    return backend
-
-
-@torch.library.custom_op("vision_ssm::selective_scan", mutates_args=())
-def _forward(
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Optional[Tensor],
-    z: Optional[Tensor],
-    dt_bias: Optional[Tensor],
-    dt_weight: Optional[Tensor],
-    tables: Optional[Tensor],
-    out_tokens: int,
-    softplus: bool,
-    merge: bool,
-    save: bool,
-) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    args = u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens, softplus, merge
-    backend = _backend(u, A)
-    if backend == "cpu":
-        return cpu.scan_forward(*args, save)
-    if backend == "triton":
-        with torch.autocast(u.device.type, enabled=False):
-            return gpu.load("scan").forward(*args, save)
-    forward = plain.forward_sequential if backend == "reference" else plain.forward_chunked
-    check_entries(tables, u.shape[2], out_tokens)
-    with torch.autocast(u.device.type, enabled=False):
-        y, last_state, ungated = forward(*plain.widened(*args[:9]), *args[9:])
-    y = y.to(u.dtype)
-    last_state, ungated = (x.to(torch.promote_types(u.dtype, torch.float32)) for x in (last_state, ungated))
-    keep = save and z is not None
-    return y, last_state, last_state.new_empty(0), ungated if keep else last_state.new_empty(0)
-
-
-@_forward.register_fake
-def _(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens, softplus, merge, save):
-    batch, _, tokens, channels = u.shape
-    paths, _, d_state = A.shape
-    shape = batch, 1 if merge else paths, out_tokens, channels
-    state_dtype = torch.promote_types(u.dtype, torch.float32)
-    new = lambda *size: u.new_empty(size, dtype=state_dtype)  # noqa: E731
-    steps = tokens if tables is None else tables.shape[2]
-    states, last_state, ungated = new(0), new(batch, paths, channels, d_state), new(0)
-    if save and z is not None:
-        ungated = new(*shape)
-    backend = _backend(u, A)
-    if backend == "cpu" and save:
-        states = new(*cpu.states_shape(batch, paths, steps, B.shape[3], channels, d_state))
-    if backend == "triton":
-        last_state, ungated = new(batch, paths, d_state, channels).transpose(2, 3), ungated.to(u.dtype)
-        if save:
-            states = new(*gpu.states_shape(batch, paths, steps, channels, d_state))
-    return u.new_empty(shape), last_state, states, ungated
-
-
-@torch.library.custom_op("vision_ssm::selective_scan_backward", mutates_args=())
-def _backward(
-    dy: Tensor,
-    d_last_state: Optional[Tensor],
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Optional[Tensor],
-    z: Optional[Tensor],
-    dt_bias: Optional[Tensor],
-    dt_weight: Optional[Tensor],
-    tables: Optional[Tensor],
-    states: Tensor,
-    ungated: Tensor,
-    softplus: bool,
-    merge: bool,
-) -> List[Tensor]:
-    backend, dz = _backend(u, A), None
-    if z is not None:
-        if ungated.shape != dy.shape:  # not saved
-            options = dy.shape[2], softplus, merge, False
-            ungated = _forward(u, dt, A, B, C, D, None, dt_bias, dt_weight, tables, *options)[0]
-        dy, dz = (gpu.load("scan").gate if backend == "triton" else plain.gate)(dy, z, ungated, u.dtype)
-    args = u, dt, A, B, C, D, dt_bias, dt_weight, tables
-    if backend == "cpu":
-        if states.dim() != cpu.STATES_DIM:  # saved by another backend, or not at all
-            _, _, states, _ = cpu.scan_forward(*args[:6], None, *args[6:], dy.shape[2], softplus, merge, True)
-        gradients = cpu.scan_backward(dy, d_last_state, *args, states, softplus, merge)
-    elif backend == "triton":
-        with torch.autocast(u.device.type, enabled=False):
-            gradients = gpu.load("scan").backward(dy, d_last_state, *args, states, softplus, merge)
-    else:
-        recurrence = plain.sequential if backend == "reference" else plain.chunked
-        with torch.autocast(u.device.type, enabled=False):
-            gradients = plain.backward(recurrence, dy, d_last_state, *plain.widened(*args[:8]), tables, softplus)
-    du, d_dt, dA, dB, dC, dD, d_bias, d_weight = gradients
-    pairs = zip(
-        (du, d_dt, dA, dB, dC, dD, dz, d_bias, d_weight), (u, dt, A, B, C, D, z, dt_bias, dt_weight), strict=True
-    )
-    return [u.new_empty(0) if like is None else g.to(like.dtype).contiguous() for g, like in pairs]
-
-
-@_backward.register_fake
-def _(dy, d_last_state, u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, states, ungated, softplus, merge):
-    inputs = u, dt, A, B, C, D, z, dt_bias, dt_weight
-    return [u.new_empty(0) if x is None else x.new_empty(x.shape) for x in inputs]
-
-
-def _save(ctx, inputs, output):
-    *tensors, ctx.out_tokens, ctx.softplus, ctx.merge, _ = inputs
-    y, _, states, ungated = output
-    ctx.shape, ctx.dtype = y.shape, y.dtype
-    ctx.set_materialize_grads(False)  # zeros for the saved states would be as large as they are
-    ctx.save_for_backward(*tensors, states, ungated)
-
-
-def _differentiate(ctx, dy, d_last_state, *_):
-    *tensors, states, ungated = ctx.saved_tensors  # activation checkpointing allows reading this once
-    if dy is None and d_last_state is None:
-        return (None,) * 14
-    if dy is None:
-        dy = tensors[0].new_zeros(ctx.shape)
-    gradients = _backward(dy, d_last_state, *tensors, states, ungated, ctx.softplus, ctx.merge)
-    inputs = tensors[:9]
-    return *(None if x is None else g for x, g in zip(inputs, gradients, strict=True)), *(None,) * 5
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
 
 
 @torch.jit.ignore
@@ -186,18 +43,15 @@ def _run(
     softplus: bool,
     merge: bool,
 ) -> Tuple[Tensor, Tensor]:
-    check(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens, merge)
-    return _checked(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens, softplus, merge)
-
-
-def _checked(u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens, softplus, merge) -> tuple[Tensor, Tensor]:
-    args = u, dt, A, B, C, D, z, dt_bias, dt_weight, tables, out_tokens, softplus, merge
+    tensors = u, dt, A, B, C, D, z, dt_bias, dt_weight
+    options = tables, out_tokens, softplus, merge
+    if torch.compiler.is_compiling():  # which words errors of the operator in its own way
+        check(*tensors, tables, out_tokens, merge)
     if backends.decomposing():
-        with torch.autocast(u.device.type, enabled=False):
-            y, last_state, _ = plain.forward_chunked(*plain.widened(*args[:9]), *args[9:])
-        return y.to(u.dtype), last_state
-    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in args[:9])
-    y, last_state, _, _ = torch.ops.vision_ssm.selective_scan(*args, save)
+        y, last_state, _, _ = decomposed(*tensors, *options)
+        return y, last_state
+    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    y, last_state, _, _ = torch.ops.vision_ssm.selective_scan(*tensors, *options, save)
     return y, last_state
 
 
@@ -240,7 +94,7 @@ def scan_tokens(
     Raises:
         ValueError, TypeError: naming the argument, what it is and what it must be.
     """
-    tokens = u.shape[2] if out_tokens is None else out_tokens
+    tokens = (u.shape[2] if u.dim() == 4 else 0) if out_tokens is None else out_tokens
     if torch.jit.is_scripting():
         save = torch.is_grad_enabled()
         return torch.ops.vision_ssm.selective_scan(
@@ -300,11 +154,10 @@ def selective_scan_nd(
             )
     args = (
         u, dt.flatten(2, -2), A, B.flatten(2, -2).unsqueeze(3), C.flatten(2, -2).unsqueeze(3),
-        D, z, dt_bias, dt_weight, tables, u.shape[2],
+        D, z, dt_bias, dt_weight, tables, u.shape[2], softplus, merge,
     )  # fmt: skip
     with named({"u": "x"}):
-        check(*args, merge)
-    y, _ = _checked(*args, softplus, merge)
+        y, _ = _run(*args)
     return y.unflatten(2, grid).squeeze(1) if merge else y.unflatten(2, grid)
 
 
@@ -370,9 +223,9 @@ def selective_scan(
     args = (
         u.transpose(1, 2).unsqueeze(1), delta.transpose(1, 2).unsqueeze(1), one_path(A), B, C, one_path(D),
         None if z is None else z.transpose(1, 2).unsqueeze(1), one_path(delta_bias), None, None, length,
+        delta_softplus, False,
     )  # fmt: skip
     with named({"dt": "delta", "dt_bias": "delta_bias"}):
-        check(*args, False)
-    y, last_state = _checked(*args, delta_softplus, False)
+        y, last_state = _run(*args)
     y = y.squeeze(1).transpose(1, 2)
     return (y, last_state.squeeze(1)) if return_last_state else y

@@ -1,7 +1,8 @@
 """What is known of a token table: whether it has pads, whether a token comes twice.
 
-Kernels leave out what a table does not need. Finding out costs a sort, and on a GPU a synchronisation, so the answer
-is kept; `scan_tables` knows it from the start.
+The GPU kernels leave out what a table does not need. Finding out costs a sort and a synchronisation, so the answer is
+kept for the tables that this package made. Others are looked at in every call: their memory may change behind
+autograd's version counter (NumPy's arrays, DLPack, `.data`, inference tensors).
 """
 
 from collections.abc import MutableMapping
@@ -37,37 +38,39 @@ _IN_ORDER = Visits(pads=False, once=True, distinct=-1, highest=-1)
 
 
 def _look_up(order: Tensor) -> Visits:
-    order = order.cpu().sort(dim=1).values
-    if order.numel() == 0 or order.min() < -1:
+    """One synchronisation, whatever the device."""
+    if order.numel() == 0:
         raise ValueError(OUT_OF_RANGE)
+    order = order.sort(dim=1).values
     fresh = torch.ones_like(order, dtype=torch.bool)
     fresh[:, 1:] = order[:, 1:] != order[:, :-1]
     real = order >= 0
-    distinct = (fresh & real).sum(1)
-    return Visits(
-        pads=not bool(real.all()),
-        once=bool((distinct == real.sum(1)).all()),
-        distinct=int(distinct.min()),
-        highest=int(order.max()),
-    )
+    distinct, met = (fresh & real).sum(1), real.sum(1)
+    facts = met.min(), (met - distinct).max(), distinct.min(), order.max(), order.min()
+    fewest, repeated, least, highest, lowest = torch.stack([fact.long() for fact in facts]).tolist()
+    if lowest < -1:
+        raise ValueError(OUT_OF_RANGE)
+    return Visits(pads=fewest < order.shape[1], once=repeated == 0, distinct=least, highest=highest)
 
 
 # Beside the tensors, not on them: what is known must not travel with copies and pickles.
-_known: MutableMapping[Tensor, dict[int, tuple[int, Visits]]] = WeakTensorKeyDictionary()
+_known: MutableMapping[Tensor, tuple[tuple[int, int], list[Visits]]] = WeakTensorKeyDictionary()
 _UNKNOWN = Visits(pads=True, once=False, distinct=-1, highest=-1)
 
 
+def _state(tables: Tensor) -> tuple[int, int]:
+    """Changes with the content, as far as PyTorch sees changes."""
+    return tables._version, tables.data_ptr()
+
+
 def _row(tables: Tensor, row: int) -> Visits:
-    if tables.is_inference():  # changes of an inference tensor leave no trace
-        return _look_up(tables[row])
-    known = _known.setdefault(tables, {})
-    version, found = known.get(row, (-1, _UNKNOWN))
-    if version != tables._version:
-        if tables.is_cuda and torch.cuda.is_current_stream_capturing():
-            return _UNKNOWN  # a graph cannot wait for the answer, and the kernels can do without
-        found = _look_up(tables[row])
-        known[row] = tables._version, found
-    return found
+    if not tables.is_inference():  # changes of an inference tensor leave no trace
+        state, found = _known.get(tables, (None, []))
+        if state == _state(tables):
+            return found[row]
+    if tables.is_cuda and torch.cuda.is_current_stream_capturing():
+        return _UNKNOWN  # a graph cannot wait for the answer, and the kernels can do without
+    return _look_up(tables[row])
 
 
 def visits(tables: Tensor | None, row: int, tokens: int) -> Visits:
@@ -85,7 +88,7 @@ def visits(tables: Tensor | None, row: int, tokens: int) -> Visits:
 
 
 def remember(tables: Tensor, like: Tensor) -> Tensor:
-    """`tables`, of which the same is known as of `like`, an equal tensor."""
+    """`tables`, made by this package, of which the same is known as of `like`, an equal tensor."""
     if not tables.is_inference():
-        _known[tables] = {row: (tables._version, _row(like, row)) for row in range(len(like))}
+        _known[tables] = _state(tables), [_row(like, row) for row in range(len(like))]
     return tables

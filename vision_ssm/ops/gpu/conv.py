@@ -25,7 +25,7 @@ def _arguments(x: Tensor, weight: Tensor, bias: Tensor | None, tables: Tensor | 
         bias,
         0 if bias is None else bias.stride(0),
         tables,
-        sum(flag << k for k, flag in enumerate(mirrored)),
+        sum(bool(flag) << k for k, flag in enumerate(mirrored)),
         x.shape[2],
     )
 

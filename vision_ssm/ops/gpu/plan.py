@@ -11,10 +11,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
-__all__ = ["CHUNK", "STATES_DIM", "Plan", "plan", "state_blocks", "states_shape", "use_plan"]
+__all__ = ["CHUNK", "Plan", "plan", "state_blocks", "states_shape", "use_plan"]
 
 CHUNK = 64  # steps between the states that training keeps
-STATES_DIM = 4  # dimensions of these states
 _LANES = 32
 # Programs of one warp below which a sequence is cut into segments: eight on each of the 132 multiprocessors of a
 # large GPU hide the latency of their loads. Segments cost a second pass over the inputs.
@@ -49,7 +48,8 @@ _TABLE = {
     ),
 }
 
-_forced: dict[str, int] = {}
+# Of the contexts that are open, in every thread: backward passes run in threads of their own.
+_forced: list[dict[str, int]] = []
 
 
 @functools.lru_cache
@@ -66,18 +66,17 @@ def _parse(text: str) -> dict[str, int]:
 
 @contextlib.contextmanager
 def use_plan(text: str) -> Iterator[None]:
-    """Force parts of the launch plan inside this context: "tile=4 pack=1 segments=8 registers=128".
+    """Force parts of the launch plan inside this context, in every thread: "tile=4 pack=1 segments=8 registers=128".
 
     Raises:
         ValueError: not of this form.
     """
-    global _forced
-    before = _forced
-    _forced = _parse(text)
+    forced = dict(_parse(text))
+    _forced.append(forced)
     try:
         yield
     finally:
-        _forced = before
+        _forced[:] = [other for other in _forced if other is not forced]
 
 
 def plan(kernel: str, sequences: int, steps: int, width: int, d_state: int, packable: bool) -> Plan:
@@ -97,7 +96,7 @@ def plan(kernel: str, sequences: int, steps: int, width: int, d_state: int, pack
     chunks = -(-steps // CHUNK)
     segments = 1 if programs >= _FEW else max(1, min(chunks, -(-2 * _FEW // max(programs, 1))))
     chosen = Plan(tile, pack, segments)
-    forced = _forced or _parse(os.environ.get("VISION_SSM_TRITON_PLAN", ""))
+    forced = (_forced[-1] if _forced else {}) or _parse(os.environ.get("VISION_SSM_TRITON_PLAN", ""))
     if forced.get("pack", 1) > 1 and not packable:
         forced = {name: value for name, value in forced.items() if name != "pack"}
     chosen = replace(chosen, **forced)
@@ -109,7 +108,11 @@ def state_blocks(d_state: int) -> int:
     return (d_state + 15) // 16
 
 
-def states_shape(batch: int, paths: int, steps: int, channels: int, d_state: int) -> tuple[int, ...]:
-    """Shape of the states kept for the backward pass, one every CHUNK steps, in float32."""
+def states_shape(batch: int, paths: int, steps: int, channels: int, d_state: int) -> tuple[int, int]:
+    """Shape of the states kept for the backward pass, (sequences, one every CHUNK steps by state by channel), float32.
+
+    The second dimension is flat: as one of its own, the number of chunks would be fixed by an export where it is 1.
+    """
     blocks = state_blocks(d_state)
-    return batch * paths * blocks, (steps + CHUNK - 1) // CHUNK, (d_state + blocks - 1) // blocks, channels
+    chunks = (steps + CHUNK - 1) // CHUNK
+    return batch * paths * blocks, chunks * ((d_state + blocks - 1) // blocks) * channels

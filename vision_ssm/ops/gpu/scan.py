@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 
 from .. import plain
+from ..checks import kept
 from ..visits import visits
 from .backward import Gradients, GradientStrides, scan_adjoint_ends, scan_backward
 from .carry import carry_over
 from .forward import scan_ends, scan_forward
 from .launch import launch
 from .merge import gate_backward, merge_paths
-from .plan import CHUNK, STATES_DIM, state_blocks, states_shape
+from .plan import CHUNK, state_blocks, states_shape
 from .problem import Problem, lines, odd, set_up, strides_of
 from .state_blocks import join_gradients, join_states, split, split_states
 
@@ -136,7 +137,9 @@ def backward(dy, d_last_state, u, dt, A, B, C, D, dt_bias, dt_weight, tables, ch
     """Gradients of (u, dt, A, B, C, D, dt_bias, dt_weight) from that of the ungated output."""
     d_state, blocks = A.shape[2], state_blocks(A.shape[2])
     args = u, dt, A, B, C, D, dt_bias, dt_weight, tables
-    if checkpoints.dim() != STATES_DIM:  # saved by another backend, or not at all
+    batch, _, tokens, channels = u.shape
+    steps = tokens if tables is None else tables.shape[2]
+    if not kept(checkpoints, states_shape(batch, len(A), steps, channels, d_state)):
         checkpoints = forward(*args[:6], None, *args[6:], dy.shape[2], softplus, merge, True)[2]
     if blocks == 1:
         return _backward(dy, d_last_state, *args, checkpoints, softplus)

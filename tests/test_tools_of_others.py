@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.nn as nn
-from registered import NAMES, create, each_model, error, inputs, loss, outputs
+from registered import NAMES, create, each_model, inputs, loss, outputs
 from torch.nn.utils import prune
 
 
@@ -163,20 +163,23 @@ def test_trace_is_for_one_size(name: str) -> None:
 
 
 @each_model
-def test_low_precision_by_default(name: str) -> None:
+def test_default_dtype_decides_nothing(name: str) -> None:
     """As Lightning's `bf16-true`: made and run while the default dtype is bfloat16."""
     torch.set_default_dtype(torch.bfloat16)
     try:
         model = create(name)
         x = inputs(model, 1).bfloat16()
-        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
         found = model(x)
         loss(found).backward()
     finally:
         torch.set_default_dtype(torch.float32)
-    wide = create(name, dtype=torch.float32)
-    wide.load_state_dict(model.state_dict())
-    with torch.no_grad():
-        expected = outputs(wide(x.float()))
-    for y, wanted in zip(outputs(found), expected, strict=True):
-        assert y.dtype == torch.bfloat16 and error(y.detach(), wanted) < 0.1
+    same = create(name, 1, dtype=torch.bfloat16)
+    same.load_state_dict(model.state_dict())
+    expected = same(x)
+    loss(expected).backward()
+    for y, wanted in zip(outputs(found), outputs(expected), strict=True):
+        assert y.dtype == torch.bfloat16 and torch.isfinite(y).all() and torch.equal(y, wanted)
+    for (key, p), wanted in zip(model.named_parameters(), same.parameters(), strict=True):
+        assert p.dtype == torch.bfloat16, key
+        # On CPUs, gradients of bfloat16 convolutions of a few voxels go wrong in PyTorch.
+        assert torch.equal(p.grad, wanted.grad) or x.dim() == 5, key

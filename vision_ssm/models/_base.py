@@ -85,7 +85,6 @@ class Backbone(Network):
         return self.forward_head(self.forward_features(x))
 
 
-@torch.fx.wrap
 def check_smallest(x: torch.Tensor, smallest: int) -> None:
     """Raise ValueError for images that are smaller than a patch, which leave a map without pixels."""
     if smallest > 1 and (x.shape[2] < smallest or x.shape[3] < smallest):

@@ -12,6 +12,8 @@ from ._base import Backbone, check_smallest, recomputed
 
 __all__ = ["Stage", "StagedBackbone"]
 
+torch.fx.wrap("check_smallest")  # FX tracing takes it as it is, because it reads shapes
+
 
 class Stage(nn.Module):
     """Optional downsampling, then blocks. NCHW outside (in channels-last memory), NHWC for the blocks."""

@@ -1,8 +1,8 @@
 """Fuzz the raw operators over CPU kernels that are built with the address and undefined-behaviour sanitizers.
 
 Right calls are held against the float64 definitions of tests/ops; each wrong call must end in a ValueError or
-TypeError. The status is not 0 where a result is off, a wrong call passes, or a sanitizer reports anything. Needs GCC and
-CMake.
+TypeError. The status is not 0 where a result is off, a wrong call passes, or a sanitizer reports anything. It needs
+GCC and CMake.
 
     python tools/sanitize_kernels.py --quick     # a minute, with the build
     python tools/sanitize_kernels.py --seconds 3600 --seed 7

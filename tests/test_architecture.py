@@ -12,8 +12,8 @@ PACKAGE = ROOT / "vision_ssm"
 
 # Lower floors first; a module imports only from its own floor's folder or from below.
 FLOORS = (
-    "ops", "scan", "layers", "cards", "checkpoints", "models", "medical", "registry", "nnunet", "files", "data",
-    "engine", "volumes", "openmmlab", "demo", "benchmark", "cli",
+    "errors", "ops", "scan", "layers", "cards", "checkpoints", "models", "medical", "registry", "nnunet", "files",
+    "pictures", "command_line", "data", "engine", "volumes", "openmmlab", "demo", "benchmark", "cli",
 )  # fmt: skip
 # Third parties that only one folder may import, and that must not be needed anywhere else.
 ONLY_IN = {

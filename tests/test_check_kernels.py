@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton comes with PyTorch's CUDA builds")
 
-TOOL = Path(__file__).parents[1] / "tools" / "check_kernels.py"
+TOOL = Path(__file__).parents[1] / "tools" / "gpu" / "check_kernels.py"
 spec = importlib.util.spec_from_file_location("check_kernels", TOOL)
 check_kernels = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(check_kernels)

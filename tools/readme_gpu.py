@@ -6,20 +6,25 @@ _COMMANDS = (
     "`vision-ssm benchmark ops --device cuda -o tools/results/gpu-ops.json` and "
     "`vision-ssm benchmark models --device cuda -o tools/results/gpu-models.json`, "
     "then `python tools/readme_figures.py`. mamba_ssm's kernel takes part where it is installed, which "
-    "`tools/build_mamba_ssm.py` builds"
+    "`tools/gpu/build_mamba_ssm.py` builds"
 )
-_NONE = f"No GPU figures have been measured yet. To measure them on a machine with an NVIDIA GPU:\n{_COMMANDS}."
+_NONE = (
+    "No GPU figures have been measured yet. To measure them on a machine with an NVIDIA GPU: "
+    f"`python tools/gpu/checkup.py --out DIR` in one call ([docs/gpu.md](docs/gpu.md)), or in full\n{_COMMANDS}."
+)
 
 
 def gpu_speed(ops: list[dict], models: list[dict]) -> str:
     """Operators and models on a GPU, from files of results in the order of their dates: later ones replace earlier.
 
     Raises:
-        ValueError: the files are of different GPUs.
+        ValueError: the files are of different GPUs, or of a rehearsal on a CPU.
     """
     files = [*ops, *models]
     if not files:
         return _NONE
+    if any(file["machine"].get("rehearsal") for file in files):
+        raise ValueError("a GPU result is that of a rehearsal on a CPU: it is no figure")
     gpus = {file["machine"]["gpu"] for file in files}
     if len(gpus) > 1:
         raise ValueError(f"the GPU results are of several GPUs: {', '.join(sorted(gpus))}")

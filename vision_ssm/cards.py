@@ -4,7 +4,7 @@ import functools
 import json
 from pathlib import Path
 
-__all__ = ["all_facts", "backbone_facts", "facts", "network_facts"]
+__all__ = ["all_facts", "backbone_facts", "facts", "network_facts", "task"]
 
 _PACKAGE = Path(__file__).parent
 _BACKBONES = ("vim", "vmamba", "local_mamba")
@@ -49,3 +49,15 @@ def network_facts() -> dict[str, dict]:
 def all_facts() -> dict[str, dict]:
     """Facts of every model of the package, by model name."""
     return backbone_facts() | network_facts()
+
+
+def task(model: str) -> str:
+    """What a model is for: "classification 2D", "segmentation 3D", "landmarks 3D", "video segmentation".
+
+    A small variant, of which there are no facts, is for what the published model is for that shares most of its name.
+    """
+    known, words = all_facts(), set(model.split("_"))
+    nearest = known.get(model) or known[max(known, key=lambda name: len(words.intersection(name.split("_"))))]
+    if nearest["task"] == "video":
+        return "video segmentation"
+    return f"{nearest['task']} {nearest.get('input', '3x224x224').count('x')}D"

@@ -1,12 +1,14 @@
-"""Files that are never seen half written."""
+"""Files that are never seen half written, and never written over what was read."""
 
 import json
+import math
 import os
 import re
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-__all__ = ["remove_unfinished", "write_atomically", "write_json"]
+__all__ = ["json_text", "remove_unfinished", "write_atomically", "write_json", "written_over"]
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
@@ -31,6 +33,50 @@ def remove_unfinished(folder: str | Path, suffix: str) -> None:
             path.unlink(missing_ok=True)
 
 
+def json_text(content: object) -> str:
+    """`content` as indented JSON. NaN and infinities, which JSON does not have, are null."""
+    return json.dumps(_finite(content), indent=2, allow_nan=False)
+
+
+def _finite(content: object) -> object:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def write_json(path: str | Path, content: object) -> Path:
-    """`content` as indented JSON."""
-    return write_atomically(path, lambda file: file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8"))
+    """`content` as `json_text`."""
+    return write_atomically(path, lambda file: file.write_text(json_text(content) + "\n", encoding="utf-8"))
+
+
+def written_over(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> str | None:
+    """Says which output is a file that is read, under whatever name: by a link, `..`, or in capitals.
+
+    Args:
+        outputs: that are about to be written.
+        inputs: looked through only where an output is there already.
+
+    Returns:
+        A sentence, or None if no output is an input.
+    """
+    there = {identity: path for path in outputs for identity in _identities(path)}
+    if not there:
+        return None
+    for path in inputs:
+        for identity in _identities(path):
+            if identity in there:
+                same = "" if os.path.abspath(path) == os.path.abspath(there[identity]) else f" ({path})"
+                return f"{there[identity]} would be written over, which is read{same}: choose another place"
+    return None
+
+
+def _identities(path: str | Path) -> Iterator[tuple[int, int]]:
+    """Device and number of a regular file, if there is one; of the file that a link leads to."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return
+    if stat.S_ISREG(found.st_mode):
+        yield found.st_dev, found.st_ino

@@ -50,4 +50,3 @@ train_dataloader = dict(dataset=dict(_data, transforms=_train_transforms))  # fo
 val_dataloader = dict(dataset=dict(_data, transforms=_test_transforms))
 test_dataloader = val_dataloader
 model = dict(inference=dict(roi_size=_crop, overlap=0.5, sw_batch_size=4))
-tta_options = dict(model=dict(inference=dict(flips=(0, 1, 2))))

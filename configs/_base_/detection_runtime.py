@@ -1,6 +1,7 @@
 """What every detection config shares: hooks, logs, checkpoints."""
 
 custom_imports = dict(imports=["vision_ssm.openmmlab", "vision_ssm.openmmlab.tta"], allow_failed_imports=False)
+runner_type = "VisionSSMRunner"  # for the libraries' own tools: safe checkpoints, exact resume, checked data
 default_scope = "mmdet"
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),

@@ -1,6 +1,7 @@
 """What every segmentation config shares: hooks, logs, checkpoints, multi-scale testing."""
 
 custom_imports = dict(imports=["vision_ssm.openmmlab"], allow_failed_imports=False)
+runner_type = "VisionSSMRunner"  # for the libraries' own tools: safe checkpoints, exact resume, checked data
 default_scope = "mmseg"
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),

@@ -3,4 +3,3 @@
 _base_ = "./volumes_data.py"
 train_dataloader = dict(batch_size=4)  # volumes, with six slices each
 model = dict(inference=dict(roi_size=(224, 224), overlap=0.0, sw_batch_size=16))
-tta_options = dict(model=dict(inference=dict(flips=(0, 1))))

@@ -1,4 +1,4 @@
-"""What every config of medical volumes shares: hooks, logs, checkpoints, flipped testing."""
+"""What every config of medical volumes shares: hooks, logs, checkpoints."""
 
 custom_imports = dict(imports=["vision_ssm.volumes"], allow_failed_imports=False)
 default_scope = "mmengine"

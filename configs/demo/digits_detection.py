@@ -31,12 +31,12 @@ model = dict(
     ),
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=50), rcnn=dict(max_per_img=20)),
 )
-_train_pipeline = [
+train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="PackDetInputs"),
 ]
-_test_pipeline = [
+test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(128, 128), keep_ratio=True),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
@@ -60,14 +60,14 @@ train_dataloader = dict(
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type="InfiniteSampler", shuffle=True),
-    dataset=dict(type="DigitInstances", data_root=data_root, split="train", scenes=scenes, pipeline=_train_pipeline),
+    dataset=dict(type="DigitInstances", data_root=data_root, split="train", scenes=scenes, pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size=8,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(type="DigitInstances", data_root=data_root, split="val", scenes=scenes, pipeline=_test_pipeline),
+    dataset=dict(type="DigitInstances", data_root=data_root, split="val", scenes=scenes, pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(

@@ -38,12 +38,12 @@ model = dict(
         loss_decode=dict(_cross_entropy, _delete_=True, loss_weight=0.4),
     ),
 )
-_train_pipeline = [
+train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
-_test_pipeline = [
+test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
@@ -64,14 +64,14 @@ train_dataloader = dict(
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type="InfiniteSampler", shuffle=True),
-    dataset=dict(type="DigitScenes", data_root=data_root, split="train", scenes=scenes, pipeline=_train_pipeline),
+    dataset=dict(type="DigitScenes", data_root=data_root, split="train", scenes=scenes, pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size=8,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(type="DigitScenes", data_root=data_root, split="val", scenes=scenes, pipeline=_test_pipeline),
+    dataset=dict(type="DigitScenes", data_root=data_root, split="val", scenes=scenes, pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])

@@ -23,7 +23,7 @@ model = dict(
     ),
     neck=dict(_delete_=True, type="SimpleFeaturePyramid", in_channels=192, out_channels=256, num_outs=5),
 )
-_train_pipeline = [
+train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="RandomFlip", prob=0.5),
@@ -38,7 +38,7 @@ _train_pipeline = [
     dict(type="FilterAnnotations", min_gt_bbox_wh=(1e-2, 1e-2)),
     dict(type="PackDetInputs"),
 ]
-_test_pipeline = [
+test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=_size, keep_ratio=True),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
@@ -47,9 +47,9 @@ _test_pipeline = [
 train_dataloader = dict(
     batch_size=8,
     sampler=dict(_delete_=True, type="InfiniteSampler"),
-    dataset=dict(pipeline=_train_pipeline),
+    dataset=dict(pipeline=train_pipeline),
 )
-val_dataloader = dict(dataset=dict(pipeline=_test_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 train_cfg = dict(_delete_=True, type="IterBasedTrainLoop", max_iters=184375, val_interval=5000)
 param_scheduler = [
@@ -59,7 +59,13 @@ param_scheduler = [
 optim_wrapper = dict(
     constructor="TimmLayerDecay",
     optimizer=dict(weight_decay=0.1),
-    paramwise_cfg=dict(_delete_=True, layer_decay=0.837),
+    # The reference decays all but the position table: its exception for norms knows neither of the two kinds it has.
+    paramwise_cfg=dict(
+        _delete_=True,
+        layer_decay=0.837,
+        flat_decay_mult=1.0,
+        custom_keys={"backbone.model": dict(decay_mult=1.0), "backbone.model.pos_embed": dict(decay_mult=0.0)},
+    ),
 )
 default_hooks = dict(logger=dict(log_metric_by_epoch=False))
 log_processor = dict(by_epoch=False)

@@ -53,4 +53,3 @@ model = dict(
     network=dict(name="segmamba", in_chans=1, num_classes=16),
     inference=dict(roi_size=_crop, overlap=0.5, sw_batch_size=2),
 )
-tta_options = dict(model=dict(inference=dict(flips=(0, 1, 2))))

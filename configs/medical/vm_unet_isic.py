@@ -33,7 +33,6 @@ model = dict(
     network=dict(name="vm_unet", in_chans=3, num_classes=2),
     inference=dict(roi_size=(256, 256), overlap=0.0),
 )
-tta_options = dict(model=dict(inference=dict(flips=(0, 1))))
 # 300 epochs of 1886 pictures. As in the reference the rate falls and rises six times, every 50 epochs, and is high at
 # the end: the best checkpoint counts, not the last one.
 optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=1e-3, weight_decay=1e-2))

@@ -29,7 +29,12 @@ model = dict(
 optim_wrapper = dict(
     constructor="TimmLayerDecay",
     optimizer=dict(lr=2e-4, weight_decay=0.1),
-    paramwise_cfg=dict(_delete_=True, layer_decay=0.92),
+    # The reference leaves out parameters of one dimension and biases, but neither A nor, by a slip, the position table.
+    paramwise_cfg=dict(
+        _delete_=True,
+        layer_decay=0.92,
+        custom_keys={".A_log": dict(decay_mult=1.0), "backbone.model.pos_embed": dict(decay_mult=1.0)},
+    ),
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-6, by_epoch=False, begin=0, end=1500),

@@ -135,7 +135,7 @@ def test_a_case_that_fails_does_not_end_the_run(monkeypatch):
 @pytest.mark.usefixtures("mamba_ssm")
 def test_results_of_models(monkeypatch):
     monkeypatch.setattr(gpu_models, "MODELS", ("vim_test", "no_such_model"))
-    found = gpu_models._zoo(WallMeter(), 3, 0.1, batch=1, training=False)
+    found = gpu_models.zoo(WallMeter(), 3, 0.1, batch=1, training=False)
     assert list(found["times_ms"]) == ["vim_test"]
     assert found["images_per_second"]["vim_test"] == pytest.approx(1e3 / found["times_ms"]["vim_test"]["median"])
     assert "no_such_model" in found["absent"] and "no graphs" in found["absent"]["vim_test, graph"]

@@ -66,7 +66,7 @@ def test_copies_know_only_orders_of_axes():
 def test_peers_that_are_absent_say_why(monkeypatch, tmp_path):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "selective_scan_cuda", None)
-    with pytest.raises(peers.Absent, match=r"not installed.*tools/build_mamba_ssm\.py"):
+    with pytest.raises(peers.Absent, match=r"not installed.*tools/gpu/build_mamba_ssm\.py"):
         peers.load_mamba_ssm()
     with pytest.raises(peers.Absent, match="not installed"):
         peers._fla()

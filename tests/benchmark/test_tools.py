@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def tools(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tools")
+    for folder in (ROOT / "tools" / "gpu", ROOT / "tools"):
+        monkeypatch.syspath_prepend(folder)
 
 
 def _file(**results) -> dict:
@@ -30,6 +31,15 @@ def test_without_gpu_results_the_readme_says_so():
     from readme_gpu import gpu_speed
 
     assert gpu_speed([], []).startswith("No GPU figures have been measured yet.")
+
+
+def test_a_rehearsal_is_no_figure():
+    from readme_gpu import gpu_speed
+
+    file = _file(ops=[])
+    file["machine"]["rehearsal"] = True
+    with pytest.raises(ValueError, match="rehearsal"):
+        gpu_speed([file], [])
 
 
 def test_gpu_results_become_tables(monkeypatch):

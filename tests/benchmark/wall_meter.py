@@ -26,5 +26,9 @@ class WallMeter:
     def empty_cache(self):
         pass
 
+    def copy_rate(self):
+        source = torch.zeros(2**22)
+        return 2 * 4 * source.numel() / self.seconds(source.clone)
+
     def graph(self, run):
         raise RuntimeError("a CPU has no graphs")

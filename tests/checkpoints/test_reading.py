@@ -151,7 +151,7 @@ def test_sources(tmp_path, monkeypatch):
     assert _equal(read(file)) and _equal(read(str(file)))
     assert read(WEIGHTS) is WEIGHTS
     asked = []
-    monkeypatch.setattr("timm.models._hub.download_cached_file", lambda url, **_: asked.append(url) or str(file))
+    monkeypatch.setattr("vision_ssm.checkpoints.reading.download", lambda url: asked.append(url) or file)
     assert _equal(read("https://example.org/model.pth"))
     assert asked == ["https://example.org/model.pth"]
 

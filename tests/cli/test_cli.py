@@ -5,6 +5,7 @@ import subprocess
 import sys
 import urllib.error
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -235,6 +236,14 @@ def test_predict_without_weights(capsys, image):
     assert "tench, Tinca tinca" in {p["label"] for p in result["predictions"]}
 
 
+def test_predict_reads_16_bits_as_8(prints, checkpoint, tmp_path):
+    grey = np.random.default_rng(0).integers(0, 120, (40, 40), np.uint8)
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    eight, sixteen = json.loads(prints("predict", tmp_path / "8.png", tmp_path / "16.png", *_of(checkpoint), "--json"))
+    assert eight["predictions"] == sixteen["predictions"]
+
+
 def test_predict_bad_images(fails, checkpoint, image, tmp_path):
     assert fails("predict", tmp_path / "no.png", *_of(checkpoint)) == f"no image at {tmp_path / 'no.png'}"
     broken = tmp_path / "broken.png"
@@ -242,7 +251,7 @@ def test_predict_bad_images(fails, checkpoint, image, tmp_path):
     noise = tmp_path / "noise.jpg"
     noise.write_bytes(bytes(range(200)))
     for path in (broken, noise):
-        assert f"{path} cannot be read as an image" in fails("predict", image, path, *_of(checkpoint))
+        assert f"{path} cannot be read: " in fails("predict", image, path, *_of(checkpoint))
 
 
 def test_predict_bad_labels(fails, checkpoint, image, tmp_path):
@@ -252,7 +261,7 @@ def test_predict_bad_labels(fails, checkpoint, image, tmp_path):
     labels.write_text("ant\nbee\n", encoding="utf-8")
     assert fails(*arguments).endswith("has 2 labels, the model 3 classes")
     labels.write_bytes(b"\xff\xfe\xff")
-    assert "cannot be read as labels" in fails(*arguments)
+    assert "cannot be read as names of classes" in fails(*arguments)
 
 
 def test_no_published_weights(fails, image):
@@ -354,6 +363,22 @@ def test_evaluate(prints, best_at_bee, data, tmp_path):
     assert result["versions"]["torch"] == torch.__version__
 
 
+def test_evaluate_says_which_class_is_which(capsys, best_at_bee, data, tmp_path):
+    (data / "val" / "ant" / "9.heif").write_bytes(b"")
+    out, order = tmp_path / "result.json", tmp_path / "order.json"
+    arguments = ("evaluate", "--data", data, *_of(best_at_bee), "--workers", 0, "-o", out)
+    assert main([*map(str, arguments)]) == 0
+    printed = capsys.readouterr()
+    assert "0 ant, 1 bee, 2 cow" in printed.out
+    assert "1 files are left out, whose suffixes are none of images (1 .heif)" in printed.err
+    assert json.loads(out.read_text(encoding="utf-8"))["classes"] == dict(ant=0, bee=1, cow=2)
+    order.write_text(json.dumps(dict(bee=0, ant=1, cow=2)), encoding="utf-8")
+    assert main([*map(str, arguments), "--class-map", str(order)]) == 0
+    assert json.loads(out.read_text(encoding="utf-8"))["classes"] == dict(ant=1, bee=0, cow=2)
+    assert main([*map(str, arguments), "--class-map", str(tmp_path / "none.txt")]) == 2
+    assert "no class map at" in capsys.readouterr().err
+
+
 def test_evaluate_options(prints, best_at_bee, data, tmp_path):
     out = tmp_path / "result.json"
     arguments = ("evaluate", "--data", data / "val", *_of(best_at_bee), "--workers", 0, "--device", "cpu", "-o", out)
@@ -382,7 +407,7 @@ def test_evaluate_unreadable_image(fails, checkpoint, data, workers):
     broken = data / "val" / "bee" / "1.png"
     broken.write_bytes(b"no image")
     message = fails("evaluate", "--data", data, *_of(checkpoint), "--workers", workers)
-    assert message == f"{broken} cannot be read as an image"
+    assert message == f"{broken} cannot be read: it is of no format that Pillow knows, or damaged"
 
 
 def test_evaluate_bad_data(fails, checkpoint, data, image, tmp_path):
@@ -395,7 +420,7 @@ def test_evaluate_bad_data(fails, checkpoint, data, image, tmp_path):
     assert "no images" in evaluate(tmp_path / "empty")
     (tmp_path / "empty" / "train").mkdir()
     assert "give --split" in evaluate(tmp_path / "empty")
-    assert "images of 3 classes, the model 1000" in fails("evaluate", "--data", data, "--model", "vim_test")
+    assert "folders of 3 classes, the model 1000" in fails("evaluate", "--data", data, "--model", "vim_test")
     image.rename(data / "val" / image.name)
     assert "outside of sub-folders" in evaluate(data)
 

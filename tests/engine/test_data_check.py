@@ -65,7 +65,7 @@ def test_good_data_is_read_once(root):
 def test_truncated_image(root, make):
     image = _third(root, "images", ".jpg")
     image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
-    with pytest.raises(DataError, match=f"{image.name} does not decode"):
+    with pytest.raises(DataError, match=f"{image.name} cannot be read"):
         check_dataset(make(root))
 
 
@@ -123,7 +123,7 @@ def test_size_that_differs_from_the_annotation(root):
 def test_colour_label_map(root):
     path = _third(root, "annotations", ".png")
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(path)
-    with pytest.raises(DataError, match=f"{path.name} has 3 channels"):
+    with pytest.raises(DataError, match=f"{path.name} .*3 channels"):
         check_dataset(_maps(root))
 
 
@@ -139,7 +139,7 @@ def test_empty_split(root):
         path.unlink()
     prefix = dict(img_path="images/training", seg_map_path="annotations/training")
     dataset = dict(type="mmseg.BaseSegDataset", data_root=str(root), data_prefix=prefix)
-    with pytest.raises(DataError, match=f"{root} cannot be listed, or is empty"):
+    with pytest.raises(DataError, match=r"no file in .*images/training ends in '\.jpg'.*no file"):
         Runner.build_dataloader(dict(dataset=dataset, sampler=dict(type="DefaultSampler")))
 
 
@@ -152,7 +152,7 @@ def test_wrapped_datasets_are_looked_into(root):
         check_dataset(wrapped)
     image = _third(root, "images", ".jpg")
     image.write_text("")
-    with pytest.raises(DataError, match=f"{image.name} does not decode"):
+    with pytest.raises(DataError, match=f"{image.name} cannot be read"):
         check_dataset(RepeatDataset(_maps(root), 3))
 
 

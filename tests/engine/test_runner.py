@@ -50,7 +50,9 @@ def stock(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stock")
     cfg = config(**STEPS)
     cfg.custom_hooks = cfg.custom_hooks[:1]
-    cfg.param_scheduler = [dict(type="OneCycleLR", eta_max=0.1, total_steps=12, by_epoch=False)]  # keeps a function
+    cfg.param_scheduler = [
+        dict(type="OneCycleLR", eta_max=0.1, total_steps=12, end=12, by_epoch=False)
+    ]  # keeps a function
     cfg.work_dir, cfg.experiment_name, cfg.train_cfg.max_iters = str(folder), "stock", 10
     cfg.default_hooks.pop("data_check")
     runner = StockRunner.from_cfg(cfg)

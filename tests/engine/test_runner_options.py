@@ -9,7 +9,7 @@ pytest.importorskip("mmengine")
 from engine.tiny import config, last
 
 from vision_ssm.engine import ConfigError, Runner, train
-from vision_ssm.engine.runner import latest_checkpoint
+from vision_ssm.engine.saved import saved_checkpoints
 
 
 def test_learning_rate_is_scaled(tmp_path):
@@ -85,7 +85,7 @@ def test_latest_checkpoint(files, note, expected, tmp_path):
     _touch(tmp_path, *files)
     if note is not None:
         (tmp_path / "last_checkpoint").write_text(f"/elsewhere/{note}" if note else "")
-    found = latest_checkpoint(tmp_path)
+    found = next(iter(saved_checkpoints(tmp_path)), None)
     assert (found and found.name) == expected
 
 

@@ -72,6 +72,7 @@ MODELS = {
         dict(deep_supervision=True, depths=(1, 1, 2, 1), dim=16, num_classes=4),
     ),
     "nnmamba_seg": ("nnmamba_seg", {}),
+    "nnmamba_nnunet": ("nnmamba_nnunet", dict(deep_supervision=True)),
     "nnmamba_cls": ("nnmamba_cls", {}),
     "nnmamba_land": ("nnmamba_landmark", {}),
     "lightmunet_2d": ("lightm_unet_2d", _light),

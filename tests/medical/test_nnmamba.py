@@ -9,7 +9,7 @@ from vision_ssm.checkpoints import mamba_parameters, rename, stack_paths
 from vision_ssm.layers import Mamba, SiameseMamba
 from vision_ssm.medical import nnmamba
 
-NAMES = ("nnmamba_seg_test", "nnmamba_landmark_test", "nnmamba_cls_test")
+NAMES = ("nnmamba_seg_test", "nnmamba_nnunet_test", "nnmamba_landmark_test", "nnmamba_cls_test")
 
 
 def test_siamese_mixer_is_the_mean_over_four_flips():
@@ -79,6 +79,31 @@ def test_the_last_copy_of_a_shared_layer_counts():
     D = [published[f"layer2.{block}.mamba_layer.mamba.D"] for block in (1, 2)]
     assert not torch.equal(D[0], D[1])
     assert torch.equal(converted["stages.1.mixer_layer.mixer.ssm.D"][0], D[1])
+
+
+def test_the_network_of_the_nnunet_trainers_has_one_plain_mamba_a_stage():
+    model = timm.create_model("nnmamba_nnunet_test", blocks=2, deep_supervision=True).eval()
+    assert not any(isinstance(module, SiameseMamba) for module in model.modules())
+    x = torch.randn(1, 1, 16, 32, 16)
+    with torch.inference_mode():
+        several = model(x)
+        assert [tuple(y.shape[1:]) for y in several] == [(4, 16, 32, 16), (4, 8, 16, 8), (4, 4, 8, 4), (4, 2, 4, 2)]
+        assert several[0].min() == 0 and all(y.min() < 0 for y in several[1:])
+        model.decoder.deep_supervision = False
+        assert torch.equal(model(x), several[0])
+        layer, y = model.stages[0].mixer_layer, torch.randn(1, 16, 2, 3, 4)
+        tokens = layer.mixer(layer.before(y).flatten(2).transpose(1, 2))
+        torch.testing.assert_close(layer(y), tokens.transpose(1, 2).reshape(y.shape))
+
+
+def test_heads_of_deep_supervision_are_left_out_where_there_are_none():
+    entry = parity.load("nnmamba_nnunet")
+    published = {key: torch.from_numpy(value) for key, value in parity.make_state_dict(entry).items()}
+    model = timm.create_model("nnmamba_nnunet")
+    converted = nnmamba.checkpoint_filter_fn(published, model)
+    assert converted.keys() == {key for key in model.state_dict() if not key.endswith("num_batches_tracked")}
+    with pytest.raises(ValueError, match="made without deep supervision"):
+        model.decoder.deep_supervision = True
 
 
 def test_sizes():

@@ -113,10 +113,13 @@ def test_arguments_of_the_network_are_kept():
     assert architecture("segmamba", given)["arch_kwargs"]["slices"] == [24, 12, 6, 3]
 
 
-@pytest.mark.parametrize(("name", "strides"), [("swin_umamba", [1, 2, 2, 2]), ("swin_umamba_d", [1, 4, 2, 2])])
-def test_targets_fit_networks_with_levels_of_their_own(name, strides):
-    """Both return logits at the strides of their papers' code: 1, 2, 4, 8 and 1, 4, 8, 16."""
-    given = configuration(2, 64, 5)
+@pytest.mark.parametrize(
+    ("name", "dims", "strides"),
+    [("swin_umamba", 2, [1, 2, 2, 2]), ("swin_umamba_d", 2, [1, 4, 2, 2]), ("nnmamba_nnunet", 3, [1, 2, 2, 2])],
+)
+def test_targets_fit_networks_with_levels_of_their_own(name, dims, strides):
+    """They return logits at the strides of their papers' code: 1, 2, 4, 8 or 1, 4, 8, 16."""
+    given = configuration(dims, 64, 5)
     found = architecture(f"{name}_test", given)["arch_kwargs"]["strides"]
     assert [stride[0] for stride in found[:-1]] == strides
 
@@ -181,7 +184,7 @@ def test_command_names_bad_input(tmp_path, capsys):
     source = tmp_path / "plans.json"
     source.write_text("{")
     for network, content, message in (
-        ("umamba_enc", None, "cannot be read"),
+        ("umamba_enc", None, "no plans at"),
         ("umamba_enc", "{", "is no JSON"),
         ("umamba_enc", "{}", "no plans file"),
         ("resnet", json.dumps(plans()), "no network 'resnet'"),

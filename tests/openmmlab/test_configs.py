@@ -173,7 +173,7 @@ def test_segmentation_recipe(name):
     assert (optimizer.lr, optimizer.weight_decay) == (lr, decay)
     if vim:
         assert cfg.optim_wrapper.constructor == "TimmLayerDecay"
-        assert cfg.optim_wrapper.paramwise_cfg == dict(layer_decay=layer_decay)
+        assert cfg.optim_wrapper.paramwise_cfg.layer_decay == layer_decay
     else:
         custom = dict(norm=dict(decay_mult=0.0), pos_embed=dict(decay_mult=0.0))
         assert cfg.optim_wrapper.paramwise_cfg == dict(custom_keys=custom)
@@ -218,7 +218,7 @@ def test_detection_recipe(name):
     if "vim" in name:  # ViTDet: 100 epochs of batch 64, counted in iterations
         assert (batch, cfg.train_cfg.max_iters, list(steps.milestones)) == (8, 184375, [163889, 177546])
         assert (warm_up.end, optimizer.weight_decay) == (250, 0.1)
-        assert cfg.optim_wrapper.paramwise_cfg == dict(layer_decay=0.837)
+        assert cfg.optim_wrapper.paramwise_cfg.layer_decay == 0.837
         assert tuple(train_steps["RandomResize"].ratio_range) == (0.1, 2.0)
         assert tuple(train_steps["RandomCrop"].crop_size) == tuple(test_steps["Resize"].scale) == (1024, 1024)
         assert [one.pos_iou_thr for one in (stage.assigner for stage in cfg.model.train_cfg.rcnn)] == [0.5, 0.6, 0.7]

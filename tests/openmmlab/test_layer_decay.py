@@ -117,6 +117,18 @@ def test_other_options_apply_outside_the_backbone():
     assert found["backbone.model.stem.0.bias"]["weight_decay"] == 0
 
 
+def test_custom_keys_apply_inside_the_backbone():
+    keys = {".A_log": dict(decay_mult=1.0), "blocks.2": dict(lr_mult=0.1), "model.pos_embed": dict(decay_mult=0.5)}
+    found = groups(Net(model_name="vim_test", out_indices=(2,)), layer_decay=0.5, custom_keys=keys)
+    mixer = "backbone.model.blocks.{}.mixer."
+    assert found[mixer.format(0) + "ssm.A_log"] == dict(lr=LR * 0.5**3, weight_decay=WD)
+    assert found[mixer.format(0) + "ssm.D"]["weight_decay"] == 0
+    assert found["backbone.model.pos_embed"] == dict(lr=LR * 0.5**4, weight_decay=WD * 0.5)
+    assert found[mixer.format(2) + "in_proj.weight"] == dict(lr=pytest.approx(LR * 0.05), weight_decay=WD)
+    # The longest key that fits speaks for a parameter, as in MMEngine's constructor.
+    assert found[mixer.format(2) + "ssm.A_log"] == dict(lr=pytest.approx(LR * 0.05), weight_decay=0)
+
+
 def test_models_of_timm_have_layers_too():
     found = groups(Net(model_name="resnet18", out_indices=(1, 2)), layer_decay=0.5)
     assert found["backbone.model.conv1.weight"]["lr"] < found["backbone.model.layer2.1.conv2.weight"]["lr"] == LR / 2

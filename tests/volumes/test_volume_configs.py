@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("mmengine")
 pytest.importorskip("monai")
 from mmengine import Config
+from mmengine.optim import build_optim_wrapper
 from PIL import Image
 from torch._subclasses import FakeTensorMode
 from volumes import tiny_volumes
@@ -79,6 +80,19 @@ def test_network_takes_the_crops(name):
     assert outputs[0].shape == (2, network["num_classes"], *size)
     assert (len(outputs) > 1) == network.get("deep_supervision", False)
     assert all(a.shape[2] > b.shape[2] for a, b in pairwise(outputs))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_parameter_is_decayed(name):
+    """The published trainings pass all parameters in one group, the states of the scans among them."""
+    cfg = load_config(name)
+    network = dict(cfg.model.network)
+    model = timm.create_model(network.pop("name"), device="meta", **network)
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    found = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert cfg.optim_wrapper.optimizer.weight_decay > 0
+    for key, parameter in model.named_parameters():
+        assert found[id(parameter)] == cfg.optim_wrapper.optimizer.weight_decay, key
 
 
 @pytest.mark.parametrize("name", PLANAR)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..layers import SelectiveSSM
 from ..ops import scan_tokens
 from ..scan import ScanPath, cross, path_text, scan_tables
@@ -93,11 +94,11 @@ def select(names: Sequence[str], pattern: str | None) -> list[str]:
     """Those of `names` that match.
 
     Raises:
-        ValueError: none does.
+        InputError: none does.
     """
     found = [name for name in names if matches(name, pattern)]
     if not found:
-        raise ValueError(f"no case matches {pattern!r}: expected some of {', '.join(names)}")
+        raise InputError(f"no case matches {pattern!r}: expected some of {', '.join(names)}")
     return found
 
 

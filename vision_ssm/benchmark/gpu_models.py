@@ -18,7 +18,7 @@ from .meter import Meter, Rotation, copies_needed, time_calls
 from .peers import Absent, load_mamba_ssm
 from .traffic import size
 
-__all__ = ["CASES", "run", "scan_share"]
+__all__ = ["CASES", "MODELS", "run", "scan_share", "zoo"]
 
 MODELS = (
     "vim_tiny_patch16_224",
@@ -116,10 +116,19 @@ def _compare(
     return dict(times_ms=times, images_per_second=rates, **found)
 
 
-def _zoo(meter: Meter, rounds: int, seconds: float, batch: int, training: bool) -> dict[str, object]:
-    makers = {name: functools.partial(Contestant, meter, name, batch, training) for name in MODELS}
+def zoo(
+    meter: Meter,
+    rounds: int,
+    seconds: float,
+    batch: int,
+    training: bool,
+    models: Sequence[str] | None = None,
+    side: int = 224,
+) -> dict[str, object]:
+    """Times and memory of `models` (`MODELS`), inference or a training step of a batch of square images."""
+    makers = {name: functools.partial(Contestant, meter, name, batch, training, side) for name in models or MODELS}
     graphs = batch == 1 and not training
-    return dict(batch=batch, side=224) | _compare(meter, makers, batch, rounds, seconds, graphs)
+    return dict(batch=batch, side=side) | _compare(meter, makers, batch, rounds, seconds, graphs)
 
 
 def _large(meter: Meter, rounds: int, seconds: float, batch: int, training: bool) -> dict[str, object]:
@@ -206,10 +215,10 @@ def _share(meter: Meter, rounds: int, seconds: float) -> dict[str, object]:
 _partial = functools.partial
 # name: (what it is, how to measure it with (meter, rounds, seconds))
 CASES: dict[str, tuple[str, Callable[..., dict]]] = {
-    "inference_b128": ("inference, batch 128", _partial(_zoo, batch=128, training=False)),
-    "inference_b1": ("inference, batch 1", _partial(_zoo, batch=1, training=False)),
-    "training_b128": ("training step, batch 128", _partial(_zoo, batch=128, training=True)),
-    "training_b1": ("training step, batch 1", _partial(_zoo, batch=1, training=True)),
+    "inference_b128": ("inference, batch 128", _partial(zoo, batch=128, training=False)),
+    "inference_b1": ("inference, batch 1", _partial(zoo, batch=1, training=False)),
+    "training_b128": ("training step, batch 128", _partial(zoo, batch=128, training=True)),
+    "training_b1": ("training step, batch 1", _partial(zoo, batch=1, training=True)),
     "large_inference": ("inference at 1248x1248, batch 8", _partial(_large, batch=8, training=False)),
     "large_training": ("training step at 1248x1248, batch 4", _partial(_large, batch=4, training=True)),
     "scan_share": ("scans in a training step", _share),

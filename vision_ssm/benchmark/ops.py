@@ -2,6 +2,7 @@
 
 import contextlib
 import tarfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError
 from ..ops import available_backends, scan_tokens, use_backend
 from ..scan import cross, path_text, scan_tables
 from .excerpt import define
@@ -46,24 +48,32 @@ def load_published_reference(source: str | Path) -> Callable:
     """`selective_scan_ref` out of mamba_ssm's sources (its sdist, packed or unpacked), without importing the package.
 
     Raises:
-        FileNotFoundError: no such file, or no such function in it.
+        InputError: no such file, or no such function in it.
+        ImportError: einops is missing.
     """
     member = "mamba_ssm/ops/selective_scan_interface.py"
     path = Path(source)
-    if path.is_dir():
-        found = sorted(path.rglob(member))
-        text = found[0].read_text() if found else None
-    elif path.is_file():
-        with tarfile.open(path) as archive:
-            names = [name for name in archive.getnames() if name.endswith(member)]
-            text = archive.extractfile(names[0]).read().decode() if names else None
-    else:
-        text = None
-    if text is None:
-        raise FileNotFoundError(f"{path} holds no {member}: expected mamba_ssm's sdist (pip download mamba_ssm)")
+    try:
+        text = _member(path, member)
+    except (OSError, EOFError, tarfile.TarError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as mamba_ssm's sdist: {error}") from error
+    if text is None or "def selective_scan_ref" not in text:
+        raise InputError(f"{path} holds no {member}: expected mamba_ssm's sdist (pip download mamba_ssm)")
     from einops import rearrange, repeat
 
     return define(text, "selective_scan_ref", dict(torch=torch, F=F, rearrange=rearrange, repeat=repeat))
+
+
+def _member(path: Path, member: str) -> str | None:
+    """The text of a file in a folder or an archive, None if there is none."""
+    if path.is_dir():
+        found = sorted(path.rglob(member))
+        return found[0].read_text(encoding="utf-8") if found else None
+    if not path.is_file():
+        return None
+    with tarfile.open(path) as archive:
+        names = [name for name in archive.getnames() if name.endswith(member)]
+        return archive.extractfile(names[0]).read().decode() if names else None
 
 
 def _inputs(case: Case) -> dict[str, Tensor]:

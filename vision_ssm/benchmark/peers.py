@@ -79,7 +79,7 @@ def load_mamba_ssm() -> Callable[..., Tensor]:
         import selective_scan_cuda
         from einops import rearrange
     except ImportError as error:
-        raise Absent(f"mamba_ssm's kernel is not installed ({error}); see tools/build_mamba_ssm.py") from error
+        raise Absent(f"mamba_ssm's kernel is not installed ({error}); see tools/gpu/build_mamba_ssm.py") from error
     spec = importlib.util.find_spec("mamba_ssm")
     if spec is None or not spec.submodule_search_locations:
         raise Absent("selective_scan_cuda is installed, but not the package mamba_ssm")

@@ -9,19 +9,15 @@ from pathlib import Path
 import torch.nn as nn
 from torch import Tensor
 
-from .reading import CheckpointError, read, unwrap
+from .checks import check_names, check_values, misfits
+from .error import CheckpointError, shown, where
+from .fitting import fitting_models
+from .reading import no_tensors, read, unwrap
 
-__all__ = [
-    "CheckpointError",
-    "check_state_dict",
-    "convert_state_dict",
-    "converting",
-    "load_checkpoint",
-    "load_into",
-    "rename",
-]
+__all__ = ["convert_state_dict", "converting", "load_checkpoint", "load_into", "read_state_dict", "rename"]
 
 Rule = tuple[str, str | Callable[[re.Match], str]]
+_Conversion = Callable[[Mapping, nn.Module], dict[str, Tensor]]
 
 
 def rename(state_dict: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
@@ -48,8 +44,47 @@ def convert_state_dict(state_dict: Mapping, model: nn.Module) -> dict[str, Tenso
     return unwrap(state_dict)
 
 
+def read_state_dict(
+    source: str | Path | Mapping,
+    model: nn.Module,
+    convert: _Conversion = convert_state_dict,
+) -> dict[str, Tensor]:
+    """The state dict of a checkpoint in a model's names, without a prefix of all its names that the model's have not.
+
+    Args:
+        source: as of `load_checkpoint`.
+        model: the model that the tensors are for. Whether they fit is for `check_state_dict`.
+        convert: gives published names the model's.
+
+    Raises:
+        CheckpointError: the source is no checkpoint, or its names or shapes are not those of a known layout.
+        FileNotFoundError: no such file.
+    """
+    return _converted(read(source), source, model, convert)
+
+
+def _converted(content: Mapping, source, model: nn.Module, convert: _Conversion) -> dict[str, Tensor]:
+    state_dict, own = unwrap(content, source), model.state_dict()
+    with converting(source, model):
+        converted = convert(state_dict, model)
+    if own.keys() & converted.keys():
+        return converted
+    for prefix in _prefixes(next(iter(state_dict), "")):
+        if not all(name.startswith(prefix) for name in state_dict):
+            break
+        with suppress(*_FOREIGN):
+            bare = convert(_below(prefix, state_dict), model)
+            if own.keys() & bare.keys():
+                return bare
+    return converted
+
+
 def load_checkpoint(model: nn.Module, source: str | Path | Mapping, keep_head: bool = False) -> nn.Module:
     """Load an official checkpoint, or one of this package, into `model`.
+
+    A prefix that all names share ("model.", "net.backbone.") is no difference, and a model without a head
+    (`num_classes=0`) takes a classifier's weights without the head's. Weights in float16, bfloat16 and float64 become
+    the model's dtype.
 
     Args:
         model: a model of this package, or any other, for which the names are taken as they are.
@@ -60,50 +95,57 @@ def load_checkpoint(model: nn.Module, source: str | Path | Mapping, keep_head: b
         The model.
 
     Raises:
-        CheckpointError: keys are missing, unexpected or of another shape; they are named, and the registered model
-            that the checkpoint fits, if there is one.
-        FileNotFoundError, ValueError: no file, or none that can be read. No code of the file is run.
+        CheckpointError: keys are missing, unexpected, of another shape, of another kind of numbers (integers for
+            weights) or not finite; they are named, and the registered model that the checkpoint fits, if there is one.
+            Or the source is no checkpoint, or is damaged.
+        FileNotFoundError: no such file. No code of a file is run.
     """
-    state_dict = _converted(read(source), model, source)
-    own = model.state_dict()
-    if keep_head:
-        heads = getattr(model, "heads", ("head.",))
-        state_dict = {k: v for k, v in state_dict.items() if not k.startswith(heads)}
-        state_dict |= {k: v for k, v in own.items() if k.startswith(heads)}
-    check_state_dict(state_dict, own, model, source, _hint)
+    headless = hasattr(model, "heads") and not _only(model.state_dict(), model.heads)
+    return _load(model, source, _keep_head if keep_head or headless else lambda state_dict, _: state_dict)
+
+
+def load_into(model: nn.Module, source: str | Path | Mapping) -> None:
+    """As `load_checkpoint`, for `pretrained=True`: another number of classes keeps the new head, and the first
+    convolution is adapted to another number of input channels, as timm does."""
+    _load(model, source, _as_timm)
+
+
+def _load(model: nn.Module, source, adapt: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]) -> nn.Module:
+    content, own = read(source), model.state_dict()
+    try:
+        state_dict = adapt(_converted(content, source, model, convert_state_dict), model)
+        check_names(state_dict, own, model, source)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{_advice(content, model)}") from error
+    check_values(state_dict, own, source)
     model.load_state_dict(state_dict)
     return model
 
 
-def load_into(model: nn.Module, path: str) -> None:
-    """As `load_checkpoint`, for `pretrained=True`: another number of classes keeps the new head, and the first
-    convolution is adapted to another number of input channels, as timm does."""
+def _keep_head(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    heads = _heads(model)
+    return _without(state_dict, heads) | _only(model.state_dict(), heads)
+
+
+def _as_timm(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     from timm.models._manipulate import adapt_input_conv
 
-    state_dict = _converted(read(path), model, path)
-    own = model.state_dict()
-    heads = [name for name in own if name.startswith(model.heads)]
-    if model.num_classes == 0 or any(own[k].shape != state_dict[k].shape for k in heads if k in state_dict):
-        state_dict = {k: v for k, v in state_dict.items() if not k.startswith(model.heads)} | {k: own[k] for k in heads}
+    heads = _only(model.state_dict(), model.heads)
+    if model.num_classes == 0 or any(heads[k].shape != state_dict[k].shape for k in heads if k in state_dict):
+        state_dict = _keep_head(state_dict, model)
     name = f"{model.pretrained_cfg['first_conv']}.weight"
-    if name in state_dict and state_dict[name].shape[1] != model.in_chans:
+    if name in state_dict and state_dict[name].ndim == 4 and state_dict[name].shape[1] != model.in_chans:
         with suppress(NotImplementedError):  # no image of one or three channels: the check names what does not fit
             state_dict[name] = adapt_input_conv(model.in_chans, state_dict[name])
-    check_state_dict(state_dict, own, model, path, _hint)
-    model.load_state_dict(state_dict)
+    return state_dict
 
 
 # What the conversions raise when names or shapes are not those that they rename and reshape.
-_FOREIGN = (KeyError, IndexError, RuntimeError, TypeError, ValueError)
-
-
-def _converted(content: Mapping, model: nn.Module, source) -> dict[str, Tensor]:
-    with converting(source, model, _hint):
-        return convert_state_dict(content, model)
+_FOREIGN = (KeyError, IndexError, RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError)
 
 
 @contextmanager
-def converting(source, model: nn.Module, hint: Callable[[object], str] | None = None) -> Iterator[None]:
+def converting(source, model: nn.Module) -> Iterator[None]:
     """What goes wrong while names are converted is an error of the checkpoint; arguments as of `check_state_dict`.
 
     Raises:
@@ -114,71 +156,81 @@ def converting(source, model: nn.Module, hint: Callable[[object], str] | None = 
     except CheckpointError:
         raise
     except _FOREIGN as error:
-        where = "the state dict" if isinstance(source, Mapping) else str(source)
         raise CheckpointError(
-            f"{where} is no checkpoint of {type(model).__name__}: {type(error).__name__} {error} while its names "
-            f"were converted{hint(source) if hint else ''}"
+            f"{where(source)} does not fit {type(model).__name__}: its names or shapes are not those of a known layout"
         ) from error
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+# Names by their beginnings
 
 
-def check_state_dict(
-    state_dict: Mapping, own: Mapping, model: nn.Module, source, hint: Callable[[object], str] | None = None
-) -> None:
-    """Compare names and shapes of a state dict with the model's own.
+def _heads(model: nn.Module) -> tuple[str, ...]:
+    return getattr(model, "heads", ("head.",))
 
-    Args:
-        state_dict, own: the loaded tensors and the model's.
-        model, source: named in the message.
-        hint: source to the end of the message, for what the checkpoint may be instead.
 
-    Raises:
-        CheckpointError: keys are missing, unexpected or of another shape; they are named.
-    """
-    problems = []
-    if missing := [name for name in own if name not in state_dict]:
-        problems.append(f"missing: {_some(missing)}")
-    if unexpected := [name for name in state_dict if name not in own]:
-        problems.append(f"unexpected: {_some(unexpected)}")
-    shapes = [
-        f"{name} is {tuple(state_dict[name].shape)}, expected {tuple(value.shape)}"
-        for name, value in own.items()
-        if name in state_dict and state_dict[name].shape != value.shape
-    ]
-    if shapes:
-        problems.append(f"other shapes: {_some(shapes)}")
-    if not problems:
-        return
-    where = "the state dict" if isinstance(source, Mapping) else str(source)
-    raise CheckpointError(
-        f"{where} does not fit {type(model).__name__}: {'; '.join(problems)}{hint(source) if hint else ''}"
+def _only(state_dict: Mapping[str, Tensor], beginnings: tuple[str, ...]) -> dict[str, Tensor]:
+    return {name: value for name, value in state_dict.items() if name.startswith(beginnings)}
+
+
+def _without(state_dict: Mapping[str, Tensor], beginnings: tuple[str, ...]) -> dict[str, Tensor]:
+    return {name: value for name, value in state_dict.items() if not name.startswith(beginnings)}
+
+
+def _below(prefix: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+
+
+def _prefixes(name: str) -> list[str]:
+    """The beginnings of a name that end with a dot: "a.b.c" has "a." and "a.b."; the first three."""
+    ends = [i + 1 for i, letter in enumerate(name) if letter == "."]
+    return [name[:end] for end in ends[:3]]
+
+
+# What the user may do
+
+
+def _advice(content: Mapping, model: nn.Module) -> str:
+    """The end of a message: another model, the head, or a prefix for which the checkpoint fits."""
+    try:
+        state_dict = unwrap(content)
+    except CheckpointError:
+        return ""  # of which the message speaks already
+    fits = fitting_models(state_dict, convert_state_dict)
+    return "".join(
+        (
+            no_tensors(content),
+            _head_advice(state_dict, model),
+            _prefix_advice(state_dict, model),
+            f"; it fits {' or '.join(fits)}" if fits else "",
+        )
     )
 
 
-def _hint(source) -> str:
-    fits = _fitting_models(source)
-    return f"; it fits {' or '.join(fits)}" if fits else ""
+def _head_advice(state_dict: Mapping[str, Tensor], model: nn.Module) -> str:
+    own = model.state_dict()
+    with suppress(*_FOREIGN):
+        converted = read_state_dict(state_dict, model)
+        if not misfits(_keep_head(converted, model), own):
+            return "; all but the head fits: `keep_head=True` leaves the model's as it is"
+    return ""
 
 
-def _fitting_models(source) -> list[str]:
-    """Registered models that the checkpoint fits exactly, whatever its number of classes."""
-    import timm
-
-    from ..registry import model_names
-
-    def body(state_dict: Mapping[str, Tensor], heads: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(value.shape) for name, value in state_dict.items() if not name.startswith(heads)}
-
-    content, fits = read(source), []
-    for name in model_names():
-        candidate = timm.create_model(name, device="meta")
-        try:
-            converted = convert_state_dict(content, candidate)
-        except _FOREIGN:
-            continue
-        if body(converted, candidate.heads) == body(candidate.state_dict(), candidate.heads):
-            fits.append(name)
-    return fits
+def _prefix_advice(state_dict: Mapping[str, Tensor], model: nn.Module) -> str:
+    """The prefix below which most of the model's names are, where other names stand beside them."""
+    own = model.state_dict()
+    counts: dict[str, int] = {}
+    for name in state_dict:
+        for prefix in _prefixes(name):
+            counts[prefix] = counts.get(prefix, 0) + 1
+    best, found = "", max(len(own) // 2, len(own.keys() & state_dict.keys()))
+    for prefix in sorted(counts, key=counts.__getitem__, reverse=True)[:8]:
+        with suppress(*_FOREIGN):
+            known = len(own.keys() & convert_state_dict(_below(prefix, state_dict), model).keys())
+            if known > found:
+                best, found = prefix, known
+    if not best:
+        return ""
+    return (
+        f"; below the prefix {shown(best)!r} are {found} of the model's {len(own)} names: "
+        f"give those alone, without the prefix, as a state dict"
+    )

@@ -5,11 +5,10 @@ A command is a module with `NAME`, `HELP`, `add_arguments(parser)` and `run(args
 
 import argparse
 import importlib
-import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from .console import CommandError
+from ..command_line import CommandError, run_command
 
 __all__ = ["main"]
 
@@ -58,13 +57,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
-    try:
+    """Run one command; returns the exit status of `run_command`: 0, 2 for bad input, 70 for a fault of the package."""
+
+    def command() -> int:
         args = _parser().parse_args(argv)
         return args.run(args)
-    except CommandError as error:
-        print(f"vision-ssm: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("vision-ssm: interrupted", file=sys.stderr)
-        return 130
+
+    return run_command("vision-ssm", command)

@@ -1,14 +1,14 @@
 """`vision-ssm benchmark`: speed of operators, models and networks on this machine, beside their peers."""
 
 import argparse
-from pathlib import Path
 
 import torch
 
 from ..benchmark.timing import machine
+from ..command_line import CommandError, check_output, location, nonempty, printable, threads, whole
 from ..files import write_json
 from . import benchmark_gpu, benchmark_networks
-from .console import CommandError, check_output, positive, print_table, rich_console
+from .console import print_table, rich_console
 
 NAME = "benchmark"
 HELP = "time the operators, the models or the medical networks, beside their peers and in turns"
@@ -22,27 +22,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: the current NVIDIA GPU")
     parser.add_argument(
-        "--threads", type=positive, metavar="N", help="threads of PyTorch, on CPUs (default: its own choice)"
+        "--threads", type=threads, metavar="N", help="threads of PyTorch, on CPUs (default: its own choice)"
     )
     parser.add_argument(
-        "--rounds", type=positive, metavar="N", help="turns of each contestant (default: 30; models 20, networks 3)"
+        "--rounds",
+        type=whole(1, 10**6),
+        metavar="N",
+        help="turns of each contestant (default: 30; models 20, networks 3)",
     )
     parser.add_argument(
-        "--seconds", type=positive, metavar="S", help="limit of each case (default: 60; on GPUs ops 10, models 30)"
+        "--seconds",
+        type=whole(1, 10**6),
+        metavar="S",
+        help="limit of each case (default: 60; on GPUs ops 10, models 30)",
     )
     parser.add_argument(
-        "--mamba-ssm", metavar="PATH", help="ops on CPUs, networks: mamba_ssm's sdist, whose PyTorch reference joins"
+        "--mamba-ssm",
+        type=location,
+        metavar="PATH",
+        help="ops on CPUs, networks: mamba_ssm's sdist, whose PyTorch reference joins",
     )
     parser.add_argument(
         "--cases",
+        type=nonempty,
         metavar="PATTERN",
         help="on GPUs, and networks: shell patterns of the cases, by commas (default: all)",
     )
     parser.add_argument(
-        "--peers", metavar="PATTERN", help="ops on GPUs: shell patterns of the peers, likewise (default: all)"
+        "--peers",
+        type=nonempty,
+        metavar="PATTERN",
+        help="ops on GPUs: shell patterns of the peers, likewise (default: all)",
     )
     benchmark_networks.add_arguments(parser)
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="also write the results as JSON")
+    parser.add_argument("-o", "--output", type=location, metavar="FILE.json", help="also write the results as JSON")
     parser.epilog = (
         "example: vision-ssm benchmark ops --threads 2 --mamba-ssm mamba_ssm-2.3.2.tar.gz -o ops.json\n"
         "         vision-ssm benchmark ops --device cuda --cases 'vim*,ss2d*' -o gpu-ops.json\n"
@@ -68,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     console = rich_console()
     _check_arguments(args)
     if args.output:
-        check_output(args.output)
+        check_output(args.output, [args.mamba_ssm])
     if args.what == "networks":
         return benchmark_networks.run(console, args)
     if args.device == "cuda":
@@ -84,19 +97,14 @@ def run(args: argparse.Namespace) -> int:
     results = _ops(console, args) if args.what == "ops" else _models(console, args)
     if args.output:
         write_json(args.output, dict(machine=where, **results))
-        console.print(f"results: {args.output}")
+        console.print(f"results: {printable(args.output)}")
     return 0
 
 
 def _ops(console, args: argparse.Namespace) -> dict:
     from ..benchmark import ops
 
-    reference = None
-    if args.mamba_ssm:
-        try:
-            reference = ops.load_published_reference(args.mamba_ssm)
-        except (OSError, ImportError) as error:
-            raise CommandError(str(error)) from error
+    reference = ops.load_published_reference(args.mamba_ssm) if args.mamba_ssm else None
     results = ops.run(reference, args.rounds or 30, args.seconds)
     rows = []
     for result in results:

@@ -4,8 +4,9 @@ import argparse
 import sys
 from collections.abc import Iterator
 
+from ..command_line import CommandError, printable
 from ..files import write_json
-from .console import CommandError, print_table
+from .console import print_table
 
 __all__ = ["run"]
 
@@ -39,9 +40,9 @@ def run(console, args: argparse.Namespace) -> int:
         (_print_op if args.what == "ops" else _print_models)(console, result)
         wrong += _complaints(result)
     if args.output:
-        console.print(f"results: {args.output}")
+        console.print(f"results: {printable(args.output)}")
     for complaint in wrong:
-        print(f"vision-ssm: error: {complaint}", file=sys.stderr)
+        print(f"vision-ssm: error: {printable(complaint)}", file=sys.stderr)
     return 1 if wrong else 0
 
 
@@ -56,10 +57,7 @@ def _cases(args: argparse.Namespace):
         return gpu_models.run(meter, names, args.rounds or 20, args.seconds or 30)
 
     every = [case.name for case in cases.CASES] if args.what == "ops" else list(gpu_models.CASES)
-    try:
-        return (ops if args.what == "ops" else models), cases.select(every, args.cases)
-    except ValueError as error:
-        raise CommandError(str(error)) from error
+    return (ops if args.what == "ops" else models), cases.select(every, args.cases)
 
 
 def _complaints(result: dict) -> list[str]:

@@ -2,9 +2,11 @@
 
 import argparse
 import sys
+from pathlib import Path
 
+from ..command_line import CommandError, number, printable, whole
 from ..files import write_json
-from .console import CommandError, print_table
+from .console import print_table
 
 __all__ = ["add_arguments", "run"]
 
@@ -12,20 +14,9 @@ __all__ = ["add_arguments", "run"]
 def _patch(text: str) -> tuple[int, ...]:
     """Argument type: 96, or 48x160x224."""
     sides = text.split("x")
-    if len(sides) not in (1, 3) or not all(side.isdecimal() and int(side) for side in sides):
-        raise argparse.ArgumentTypeError(f"expected one side or three, as 96 or 48x160x224, got {text!r}")
-    return tuple(int(side) for side in (sides * 3 if len(sides) == 1 else sides))
-
-
-def _gib(text: str) -> float:
-    """Argument type: a number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return value
+    if len(sides) not in (1, 3):
+        raise argparse.ArgumentTypeError(f"expected one side or three, as 96 or 48x160x224, got {text[:50]!r}")
+    return tuple(whole(1, 4096)(side) for side in (sides * 3 if len(sides) == 1 else sides))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--amp", choices=("bfloat16", "float16"), help="networks: autocast for time and memory (default: none)"
     )
     parser.add_argument(
-        "--limit-gib", type=_gib, metavar="N", help="networks: end a measurement of memory that takes more than N GiB"
+        "--limit-gib",
+        type=number(),
+        metavar="N",
+        help="networks: end a measurement of memory that takes more than N GiB",
     )
 
 
@@ -51,10 +45,7 @@ def run(console, args: argparse.Namespace) -> int:
 
     from ..benchmark import cases, meter, networks, timing
 
-    try:
-        names = cases.select(networks.CASES, args.cases)
-    except ValueError as error:
-        raise CommandError(str(error)) from error
+    names = cases.select(networks.CASES, args.cases)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise CommandError(f"--device cuda: PyTorch {torch.__version__} finds no NVIDIA GPU")
     if args.threads:
@@ -68,30 +59,27 @@ def run(console, args: argparse.Namespace) -> int:
         args.device, tuple(args.patch or ()), args.amp, args.threads, args.rounds or 3, args.seconds or 60,
         args.limit_gib, _reference(args.mamba_ssm),
     )  # fmt: skip
-    whole = dict(machine=where, networks=[])
+    results = dict(machine=where, networks=[])
     failed = 0
     for result in networks.run(names, settings):
-        whole["networks"].append(result)
+        results["networks"].append(result)
         if args.output:
-            write_json(args.output, whole)
+            write_json(args.output, results)
         if "error" in result:
-            print(f"vision-ssm: error: {result['case']}: {result['error']}", file=sys.stderr)
+            print(f"vision-ssm: error: {result['case']}: {printable(result['error'])}", file=sys.stderr)
             failed = 1
         else:
             _PRINT[result["case"].partition("_")[0]](console, result)
     if args.output:
-        console.print(f"results: {args.output}")
+        console.print(f"results: {printable(args.output)}")
     return failed
 
 
-def _reference(sdist: str | None):
+def _reference(sdist: Path | None):
     """mamba_ssm's sequential scan, or None without an sdist."""
     from ..benchmark.ops import load_published_reference
 
-    try:
-        return load_published_reference(sdist) if sdist else None
-    except (OSError, ImportError) as error:
-        raise CommandError(str(error)) from error
+    return load_published_reference(sdist) if sdist else None
 
 
 def _title(result: dict) -> str:

@@ -1,15 +1,11 @@
-"""What `train` and `test` share: launchers, changes to the config, errors in one line."""
+"""What `train` and `test` share: launchers, changes to the config."""
 
 import argparse
 import ast
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import ModuleType
 
-from .console import CommandError
+from ..command_line import CommandError, location
 
-__all__ = ["add_shared_arguments", "running"]
+__all__ = ["add_shared_arguments"]
 
 
 def _value(text: str):
@@ -37,14 +33,17 @@ class _Options(argparse.Action):
             key, equals, text = pair.partition("=")
             if not equals or not key:
                 raise CommandError(f"--cfg-options {pair}: expected key=value")
-            options[key] = _value(text)
+            try:
+                options[key] = _value(text)
+            except (RecursionError, MemoryError) as error:
+                raise CommandError(f"--cfg-options {key}: the value is nested too deep") from error
         setattr(namespace, self.dest, options)
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of both commands."""
     parser.add_argument(
-        "--work-dir", type=Path, metavar="DIR", help="logs and checkpoints (default: runs/<name of the config>)"
+        "--work-dir", type=location, metavar="DIR", help="logs and checkpoints (default: runs/<name of the config>)"
     )
     parser.add_argument(
         "--launcher",
@@ -56,22 +55,3 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         "--cfg-options", nargs="+", action=_Options, metavar="KEY=VALUE", help="changes: train_dataloader.batch_size=8"
     )
     parser.add_argument("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
-
-
-@contextmanager
-def running() -> Iterator[ModuleType]:
-    """The engine; its errors on bad input are the command's.
-
-    Raises:
-        CommandError: an extra is missing, or the input is bad.
-    """
-    try:
-        from .. import engine
-        from ..checkpoints import CheckpointError
-    except ImportError as error:
-        raise CommandError(str(error)) from error
-    bad_input = (FileNotFoundError, CheckpointError, engine.ConfigError, engine.DataError)
-    try:
-        yield engine
-    except bad_input as error:
-        raise CommandError(str(error) or type(error).__name__) from error

@@ -1,25 +1,22 @@
-"""What the commands share: errors, tables, JSON, result files. Rich is imported only where it is used."""
+"""What the commands print and write: tables, JSON, result files. Rich is imported only where it is used."""
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import write_atomically
+from ..command_line import CommandError, printable
+from ..files import json_text, write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = [
     "CommandError",
-    "check_output",
     "close_matches",
-    "positive",
     "print_json",
     "print_table",
     "rich_console",
@@ -30,23 +27,9 @@ __all__ = [
 _PIPE_WIDTH = 160
 
 
-class CommandError(Exception):
-    """Bad input of the user, told in one line: `main` prints it and exits with 2."""
-
-    def __str__(self) -> str:
-        return " ".join(super().__str__().splitlines())
-
-
 def warn(message: str) -> None:
     """Tell the user of something that does not stop the command."""
-    print(f"vision-ssm: warning: {message}", file=sys.stderr)
-
-
-def positive(text: str) -> int:
-    """Argument type: a whole number from 1."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
-    return int(text)
+    print(f"vision-ssm: warning: {printable(message)}", file=sys.stderr)
 
 
 def close_matches(name: str, names: Iterable[str]) -> str:
@@ -83,24 +66,16 @@ def print_table(
         number = bool(columns) and all(row[i][:1].isdigit() or row[i] == "-" for row in rows)
         made.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*("\n".join(map(printable, cell.split("\n"))) for cell in row))
     if title:  # not the table's own, which would be wrapped to its width
-        console.print(title, soft_wrap=True)
+        console.print(printable(title), soft_wrap=True)
     console.print(made)
     console.print()
 
 
 def print_json(value: Any) -> None:
-    """Print `value` as JSON."""
-    print(json.dumps(value, indent=2))
-
-
-def check_output(path: Path) -> None:
-    """Refuse a result file that could not be written, before any work is done for it."""
-    if path.is_dir():
-        raise CommandError(f"{path} is a folder: expected the name of a file")
-    if not path.parent.is_dir():
-        raise CommandError(f"no folder {path.parent} to write {path.name} to")
+    """Print `value` as `json_text`."""
+    print(json_text(value))
 
 
 def write(path: Path, content: bytes) -> None:
@@ -108,4 +83,4 @@ def write(path: Path, content: bytes) -> None:
     try:
         write_atomically(path, lambda file: file.write_bytes(content))
     except OSError as error:
-        raise CommandError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise CommandError(f"{printable(path)} cannot be written: {error.strerror or error}") from error

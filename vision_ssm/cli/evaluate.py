@@ -1,7 +1,7 @@
 """`vision-ssm evaluate`: accuracy on a folder of images."""
 
 import argparse
-import json
+import math
 import platform
 import time
 from collections.abc import Iterator
@@ -10,11 +10,14 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn as nn
-from PIL import Image
-from timm.data import ImageDataset, ImageNetInfo, create_loader, resolve_model_data_config
+from timm.data import ImageNetInfo, create_loader, resolve_model_data_config
 
-from .console import CommandError, check_output, positive, print_table, rich_console, write
-from .inputs import UNREADABLE, add_model_arguments, add_weight_arguments, build, check_model_name, published
+from ..command_line import CommandError, check_input, check_output, location, nonempty, whole
+from ..files import json_text
+from ..pictures import read_image
+from .console import print_table, rich_console, warn, write
+from .image_folder import ImageFolder, class_names
+from .inputs import add_model_arguments, add_weight_arguments, build, check_weights, published
 
 NAME = "evaluate"
 HELP = "measure the accuracy on a folder with one sub-folder of images a class"
@@ -25,31 +28,29 @@ _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data set in ImageNet's folder layout")
+    parser.add_argument(
+        "--data", type=location, required=True, metavar="DIR", help="data set in ImageNet's folder layout"
+    )
     add_model_arguments(parser)
     add_weight_arguments(parser)
-    parser.add_argument("--split", help="sub-folder of DIR (default: val or the like, or DIR itself without splits)")
-    parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="default: 64")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="loading processes (default: 2)")
-    parser.add_argument("--img-size", type=positive, metavar="N", help="pixels a side (default: the model's)")
+    parser.add_argument(
+        "--split", type=nonempty, help="sub-folder of DIR (default: val or the like, or DIR itself without splits)"
+    )
+    parser.add_argument(
+        "--class-map",
+        type=location,
+        metavar="FILE",
+        help="folders in the order of the model's classes: one a line, or JSON of indices by folder "
+        "(default: the folders in natural order; ImageNet's synsets keep their numbers)",
+    )
+    parser.add_argument("--batch-size", type=whole(), default=64, metavar="N", help="default: 64")
+    parser.add_argument("--workers", type=whole(0, 1024), default=2, metavar="N", help="loading processes (default: 2)")
+    parser.add_argument("--img-size", type=whole(1, 8192), metavar="N", help="pixels a side (default: the model's)")
     parser.add_argument("--amp", choices=list(_AMP), help="mixed precision (default: none)")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
-    parser.add_argument("--limit", type=positive, metavar="N", help="only N images, spread evenly over the data set")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the result as JSON")
+    parser.add_argument("--limit", type=whole(), metavar="N", help="only N images, spread evenly over the data set")
+    parser.add_argument("-o", "--output", type=location, metavar="FILE", help="write the result as JSON")
     parser.epilog = "example: vision-ssm evaluate --data imagenet --model vmamba_tiny_s1l8 --pretrained -o result.json"
-
-
-class _Images(ImageDataset):
-    """timm's data set, but an unreadable image is not replaced by its neighbour: its target is -1 - index."""
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        file, target = self.reader[index]
-        try:
-            with file, Image.open(file) as opened:
-                image = opened.convert("RGB")
-        except UNREADABLE:
-            image, target = Image.new("RGB", (1, 1)), -1 - index
-        return self.transform(image), target
 
 
 def _folder(data: Path, split: str | None) -> Path:
@@ -65,27 +66,22 @@ def _folder(data: Path, split: str | None) -> Path:
     return found
 
 
-def _dataset(folder: Path, num_classes: int, limit: int | None) -> _Images:
-    class_map = None
-    if num_classes == 1000:  # any subset of ImageNet's classes keeps their numbers
-        synsets = {synset: i for i, synset in enumerate(ImageNetInfo().label_names())}
+def _dataset(folder: Path, num_classes: int, class_map: Path | None, limit: int | None) -> ImageFolder:
+    names = class_names(class_map, num_classes) if class_map else None
+    if num_classes == 1000 and not names:  # any subset of ImageNet's classes keeps their numbers
+        synsets = ImageNetInfo().label_names()
         folders = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
-        class_map = synsets if folders <= synsets.keys() else None
-    try:
-        dataset = _Images(str(folder), class_map=class_map)
-    except RuntimeError as error:  # timm found no images
-        raise CommandError(f"no images in sub-folders of {folder}") from error
-    classes = dataset.reader.class_to_idx
-    if "" in classes:
-        raise CommandError(f"{folder} has images outside of sub-folders: expected one sub-folder a class")
-    if len(classes) != num_classes:
+        names = synsets if folders <= set(synsets) else None
+    dataset = ImageFolder(folder, names)
+    if not names and len(dataset.classes) != num_classes:
         raise CommandError(
-            f"{folder} has images of {len(classes)} classes, the model {num_classes}: give --num-classes"
+            f"{folder} has folders of {len(dataset.classes)} classes, the model {num_classes}: give --num-classes, "
+            "or --class-map for some of the classes"
         )
+    for line in dataset.notes:
+        warn(line)
     if limit:
-        samples = dataset.reader.samples
-        limit = min(limit, len(samples))
-        dataset.reader.samples = [samples[i * len(samples) // limit] for i in range(limit)]
+        dataset.keep(limit)
     return dataset
 
 
@@ -99,11 +95,11 @@ def _data_config(model: nn.Module, img_size: int | None) -> dict:
     return config
 
 
-def _loader(dataset: _Images, config: dict, args: argparse.Namespace):
+def _loader(dataset: ImageFolder, config: dict, args: argparse.Namespace):
     return create_loader(
         dataset,
         batch_size=args.batch_size,
-        num_workers=args.workers,
+        num_workers=min(args.workers, math.ceil(len(dataset) / args.batch_size)),  # others would find nothing to do
         use_prefetcher=False,
         pin_memory=args.device == "cuda",
         persistent_workers=False,
@@ -111,19 +107,20 @@ def _loader(dataset: _Images, config: dict, args: argparse.Namespace):
     )
 
 
-def _ranks(model: nn.Module, loader, dataset: _Images, device: str, amp: str | None) -> Iterator[torch.Tensor]:
+def _ranks(model: nn.Module, loader, dataset: ImageFolder, device: str, amp: str | None) -> Iterator[torch.Tensor]:
     """For each batch whether each of an image's most probable classes, in order, is its own: (images, 5 or fewer)."""
     for images, targets in loader:
         if (unreadable := targets[targets < 0]).numel():
-            path = dataset.filename(-1 - int(unreadable[0]), absolute=True)
-            raise CommandError(f"{path} cannot be read as an image")
+            path = dataset.files[-1 - int(unreadable[0])][0]
+            read_image(path)  # says why
+            raise CommandError(f"{path} could not be read, and now can: it changes while it is read")
         with torch.inference_mode(), torch.autocast(device, _AMP.get(amp), enabled=amp is not None):
             logits = model(images.to(device, non_blocking=True))
         top = logits.topk(min(5, logits.shape[1])).indices.cpu()
         yield top == targets[:, None]
 
 
-def _measure(model: nn.Module, loader, dataset: _Images, args: argparse.Namespace) -> dict:
+def _measure(model: nn.Module, loader, dataset: ImageFolder, args: argparse.Namespace) -> dict:
     from rich import progress
 
     console = rich_console(stderr=True)
@@ -149,6 +146,12 @@ def _measure(model: nn.Module, loader, dataset: _Images, args: argparse.Namespac
     }
 
 
+def _order(classes: dict[str, int]) -> str:
+    """Folders by the class that each is taken for."""
+    shown = [f"{index} {name}" for name, index in sorted(classes.items(), key=lambda item: item[1])]
+    return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "...", shown[-1]])
+
+
 def _versions() -> dict[str, str]:
     from .. import __version__
 
@@ -162,14 +165,14 @@ def _versions() -> dict[str, str]:
 
 def _check(args: argparse.Namespace) -> None:
     """Find what is wrong before the images are counted and the weights are loaded."""
-    check_model_name(args.model)
-    if args.workers < 0:
-        raise CommandError(f"argument --workers: expected a whole number from 0, got {args.workers}")
+    check_weights(args)
+    if args.class_map:
+        check_input(args.class_map, "class map")
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise CommandError("no CUDA device is available")
     if args.output:
-        check_output(args.output)
+        check_output(args.output, [args.data, args.checkpoint])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -177,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
     console = rich_console()
     _check(args)
     folder = _folder(args.data, args.split)
-    dataset = _dataset(folder, args.num_classes, args.limit)
+    dataset = _dataset(folder, args.num_classes, args.class_map, args.limit)
     model = build(args, args.img_size)
     config = _data_config(model, args.img_size)
     measured = _measure(model.to(args.device), _loader(dataset, config, args), dataset, args)
@@ -187,6 +190,7 @@ def run(args: argparse.Namespace) -> int:
         "checkpoint": published(args.model) if args.pretrained else args.checkpoint,
         "data": str(folder),
         **measured,
+        "classes": dataset.classes,
         "img_size": list(size),
         "amp": args.amp,
         "device": args.device,
@@ -196,11 +200,12 @@ def run(args: argparse.Namespace) -> int:
         ["Top-1", f"{result['top1']:.3f} %"],
         [f"Top-{min(5, args.num_classes)}", f"{result['top5']:.3f} %"],
         ["Images", str(result["images"])],
+        ["Classes", _order(dataset.classes)],
         ["Image size", "x".join(map(str, size))],
         ["Time", f"{result['seconds']:.1f} s"],
         ["Throughput", f"{result['images_per_second']:.1f} images/s"],
     ]
     print_table(console, rows, title=f"{args.model} on {folder}")
     if args.output:
-        write(args.output, (json.dumps(result, indent=2) + "\n").encode())
+        write(args.output, (json_text(result) + "\n").encode())
     return 0

@@ -3,14 +3,12 @@
 import argparse
 import inspect
 import itertools
-import sys
 
 import timm
 import torch.nn as nn
 from timm.data import resolve_model_data_config
-from timm.models import model_entrypoint
 
-from ..cards import all_facts
+from ..cards import all_facts, task
 from ..registry import model_names
 from .console import print_json, print_table, rich_console
 from .inputs import check_model_name
@@ -26,14 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: vision-ssm info vim_tiny_patch16_224"
 
 
-def _arguments(name: str, model: nn.Module) -> dict:
+def _arguments(model: nn.Module) -> dict:
     """What the constructor is called with: its defaults, and the variant's own values."""
-    defaults = {
-        parameter.name: parameter.default
-        for parameter in inspect.signature(type(model)).parameters.values()
-        if parameter.default is not parameter.empty and parameter.name not in ("device", "dtype")
-    }
-    return defaults | sys.modules[model_entrypoint(name).__module__]._VARIANTS[name]
+    parameters = inspect.signature(type(model)).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    given = {p.name: model.variant[p.name] for p in parameters if p.name in model.variant}
+    return {key: value for key, value in (defaults | given).items() if key not in ("device", "dtype")}
 
 
 def _input_size(model: nn.Module, facts: dict) -> list[int]:
@@ -51,6 +47,7 @@ def _describe(name: str) -> dict:
     return {
         "name": name,
         "published_name": facts.get("published_name"),
+        "task": task(name),
         "family": facts.get("family"),
         "paper": facts.get("paper"),
         "paper_url": f"https://arxiv.org/abs/{facts['arxiv']}" if facts else None,
@@ -65,7 +62,7 @@ def _describe(name: str) -> dict:
         "weights": facts.get("checkpoint_url"),
         "weights_note": facts.get("checkpoint_note"),
         "input_size": _input_size(model, facts),
-        "arguments": _arguments(name, model),
+        "arguments": _arguments(model),
         "features": [
             {"module": f["module"], "channels": f["num_chs"], "reduction": f["reduction"]}
             for f in getattr(model, "feature_info", ())  # networks for dense prediction have none
@@ -87,6 +84,7 @@ def _rows(about: dict) -> list[list[str]]:
     facts = {
         "Model": about["name"],
         "Published as": about["published_name"],
+        "For": about["task"],
         "Family": about["family"],
         "Paper": about["paper"],
         "Paper link": about["paper_url"],

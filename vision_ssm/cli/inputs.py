@@ -1,31 +1,25 @@
 """What the commands take: models with their weights, and images."""
 
 import argparse
-from pathlib import Path
 
 import timm
 import torch.nn as nn
-from PIL import Image
 from timm.models import get_pretrained_cfg
 
 from .. import medical
 from ..checkpoints import load_checkpoint
+from ..command_line import CommandError, nonempty, whole
 from ..models import model_names
-from .console import CommandError, close_matches, positive, warn
+from .console import close_matches, warn
 
 __all__ = [
-    "UNREADABLE",
     "add_model_arguments",
     "add_weight_arguments",
     "build",
     "check_model_name",
-    "load",
-    "open_image",
+    "check_weights",
     "published",
 ]
-
-# What Pillow's decoders raise on damaged files, and on ones that decode to far too much.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def check_model_name(name: str, names: list[str] | None = None) -> str:
@@ -42,15 +36,20 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """The model and its number of classes."""
     parser.add_argument("--model", required=True, metavar="NAME", help="registered name, see `vision-ssm list`")
     parser.add_argument(
-        "--num-classes", type=positive, default=1000, metavar="N", help="classes of the model (default: 1000)"
+        "--num-classes", type=whole(1, 10**6), default=1000, metavar="N", help="classes of the model (default: 1000)"
     )
 
 
 def add_weight_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where the weights come from: a file, the published ones, or nowhere."""
+    """Where the weights come from: a file, the published ones, or chance, which must be asked for."""
     weights = parser.add_mutually_exclusive_group()
-    weights.add_argument("--checkpoint", metavar="FILE", help="weights: an official checkpoint or a converted one")
+    weights.add_argument(
+        "--checkpoint", type=nonempty, metavar="FILE", help="weights: an official checkpoint or a converted one"
+    )
     weights.add_argument("--pretrained", action="store_true", help="download the published weights")
+    weights.add_argument(
+        "--random-weights", action="store_true", help="none: to try the command (the *_test models need no flag)"
+    )
 
 
 def published(name: str) -> str:
@@ -59,21 +58,30 @@ def published(name: str) -> str:
     return (cfg and cfg.url) or ""
 
 
-def load(model: nn.Module, checkpoint: str) -> None:
-    """`load_checkpoint`, whose refusals are the user's errors."""
-    try:
-        load_checkpoint(model, checkpoint)
-    except (OSError, ValueError) as error:
-        raise CommandError(str(error)) from error
+def check_weights(args: argparse.Namespace) -> None:
+    """Refuse a model that is asked for weights that nobody published, or for none without saying so.
 
-
-def build(args: argparse.Namespace, img_size: int | None = None) -> nn.Module:
-    """The model that the arguments of `add_model_arguments` and `add_weight_arguments` describe, in evaluation mode."""
+    Raises:
+        CommandError: no such model, or no weights.
+    """
     name = check_model_name(args.model)
     if args.pretrained and not published(name):
         raise CommandError(f"no published weights are known for {name}")
-    if not (args.checkpoint or args.pretrained):
-        warn("neither --checkpoint nor --pretrained is given: the weights are random")
+    if args.checkpoint or args.pretrained:
+        return
+    if not (args.random_weights or name.endswith("_test")):
+        raise CommandError(
+            f"no weights for {name}: expected --checkpoint FILE or --pretrained (--random-weights tries the command)"
+        )
+    warn("neither --checkpoint nor --pretrained is given: the weights are random")
+
+
+def build(args: argparse.Namespace, img_size: int | None = None) -> nn.Module:
+    """The model that the arguments of `add_model_arguments` and `add_weight_arguments` describe, in evaluation mode.
+
+    Its weights were looked at by `check_weights`.
+    """
+    name = args.model
     try:
         model = timm.create_model(name, pretrained=args.pretrained, num_classes=args.num_classes)
     except (OSError, ValueError) as error:
@@ -87,16 +95,5 @@ def build(args: argparse.Namespace, img_size: int | None = None) -> nn.Module:
     if args.pretrained and model.num_classes != model.pretrained_cfg["num_classes"]:
         warn(f"the published weights are for {model.pretrained_cfg['num_classes']} classes: the classifier is random")
     if args.checkpoint:
-        load(model, args.checkpoint)
+        load_checkpoint(model, args.checkpoint)
     return model.eval()
-
-
-def open_image(path: Path) -> Image.Image:
-    """The decoded image, in RGB."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise CommandError(f"no image at {path}") from error
-    except UNREADABLE as error:
-        raise CommandError(f"{path} cannot be read as an image: {error}") from error

@@ -6,8 +6,11 @@ from pathlib import Path
 import torch
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 
-from .console import CommandError, positive, print_json, print_table, rich_console
-from .inputs import add_model_arguments, add_weight_arguments, build, check_model_name, open_image
+from ..command_line import CommandError, check_input, location, whole
+from ..pictures import read_image
+from .console import print_json, print_table, rich_console
+from .image_folder import class_names
+from .inputs import add_model_arguments, add_weight_arguments, build, check_weights
 
 NAME = "predict"
 HELP = "classify images"
@@ -15,12 +18,16 @@ HELP = "classify images"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image file")
+    parser.add_argument("images", nargs="+", type=location, metavar="IMAGE", help="image file")
     add_model_arguments(parser)
     add_weight_arguments(parser)
-    parser.add_argument("--top-k", type=positive, default=5, metavar="K", help="classes an image (default: 5)")
+    parser.add_argument("--top-k", type=whole(), default=5, metavar="K", help="classes an image (default: 5)")
     parser.add_argument(
-        "--labels", type=Path, metavar="FILE", help="names of the classes, one a line (default: ImageNet's for 1000)"
+        "--labels",
+        "--class-map",
+        type=location,
+        metavar="FILE",
+        help="names of the classes: one a line, or JSON of indices by name (default: ImageNet's for 1000 classes)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.epilog = "example: vision-ssm predict cat.jpg --model vmamba_tiny_s1l8 --pretrained"
@@ -30,30 +37,26 @@ def _labels(path: Path | None, num_classes: int) -> list[str] | None:
     """Names of the classes, where they are known."""
     if path is None:
         return ImageNetInfo().label_descriptions() if num_classes == 1000 else None
-    try:
-        labels = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise CommandError(f"no labels at {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{path} cannot be read as labels: {error}") from error
-    if len(labels) != num_classes:
-        raise CommandError(f"{path} has {len(labels)} labels, the model {num_classes} classes")
-    return labels
+    check_input(path, "labels")
+    names = class_names(path, num_classes)
+    if len(names) != num_classes:
+        raise CommandError(f"{path} has {len(names)} labels, the model {num_classes} classes")
+    return names
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the predictions image by image, or all of them as JSON."""
     console = None if args.json else rich_console()
-    if missing := next((path for path in args.images if not path.is_file()), None):
-        raise CommandError(f"no image at {missing}")
-    check_model_name(args.model)
+    for image in args.images:
+        check_input(image, "image")
+    check_weights(args)
     labels = _labels(args.labels, args.num_classes)
     model = build(args)
     transform = create_transform(**resolve_model_data_config(model))
     results = []
     for path in args.images:
         with torch.inference_mode():
-            probabilities = model(transform(open_image(path)).unsqueeze(0)).softmax(-1)[0]
+            probabilities = model(transform(read_image(path)).unsqueeze(0)).softmax(-1)[0]
         top = probabilities.topk(min(args.top_k, args.num_classes))
         predictions = [
             {"index": index, "label": labels and labels[index], "probability": probability}

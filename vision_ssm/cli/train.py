@@ -2,8 +2,8 @@
 
 import argparse
 
-from .by_config import add_shared_arguments, running
-from .console import CommandError
+from ..command_line import CommandError, nonempty
+from .by_config import add_shared_arguments
 
 NAME = "train"
 HELP = "train by a config: segmentation, detection, medical volumes"
@@ -11,10 +11,11 @@ HELP = "train by a config: segmentation, detection, medical volumes"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("config", metavar="CONFIG", nargs="?", help="file, or packaged name")
+    parser.add_argument("config", type=nonempty, metavar="CONFIG", nargs="?", help="file, or packaged name")
     parser.add_argument("--list", action="store_true", help="show the packaged configs")
     parser.add_argument(
         "--resume",
+        type=nonempty,
         nargs="?",
         const=True,
         default=False,
@@ -23,6 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--amp", nargs="?", const="bf16", choices=("bf16", "fp16"), help="mixed precision (default: bf16)"
+    )
+    parser.add_argument(
+        "--keep-head",
+        action="store_true",
+        help="start from the weights of `load_from` without their heads, which are for other classes",
     )
     add_shared_arguments(parser)
     parser.epilog = (
@@ -34,11 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train."""
-    with running() as engine:
-        if args.list:
-            print(*engine.packaged_configs(), sep="\n")
-            return 0
-        if args.config is None:
-            raise CommandError("expected a CONFIG (--list shows the packaged ones)")
-        engine.train(args.config, args.work_dir, args.resume, args.amp, args.launcher, args.cfg_options)
+    from .. import engine
+
+    if args.list:
+        print(*engine.packaged_configs(), sep="\n")
+        return 0
+    if args.config is None:
+        raise CommandError("expected a CONFIG (--list shows the packaged ones)")
+    engine.train(args.config, args.work_dir, args.resume, args.amp, args.launcher, args.cfg_options, args.keep_head)
     return 0

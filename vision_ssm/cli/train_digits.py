@@ -4,25 +4,32 @@ import argparse
 import time
 from pathlib import Path
 
+from ..command_line import CommandError, check_output, location, make_folder, number, whole
 from ..demo.digits import Recipe, Run, evaluate, load_digits, train
 from ..files import write_json
 from ..models import model_names
-from .console import CommandError, close_matches, positive, print_table, rich_console
+from .console import close_matches, print_table, rich_console
 
 NAME = "train-digits"
 HELP = "train a small backbone on scikit-learn's handwritten digits and test it on a held-out third"
+
+_RESULTS = ("result.json", "report.png")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     recipe = Recipe()
     parser.add_argument("--model", default=recipe.model, metavar="NAME", help=f"default: {recipe.model}")
-    parser.add_argument("--epochs", type=positive, default=recipe.epochs, metavar="N", help=f"default: {recipe.epochs}")
-    parser.add_argument("--batch-size", type=positive, default=recipe.batch_size, metavar="N")
-    parser.add_argument("--lr", type=float, default=recipe.lr, help=f"peak learning rate (default: {recipe.lr})")
-    parser.add_argument("--seed", type=int, default=recipe.seed, help="same seed, same result (default: 0)")
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("runs/digits"), metavar="DIR", help="default: runs/digits"
+        "--epochs", type=whole(1, 10**6), default=recipe.epochs, metavar="N", help=f"default: {recipe.epochs}"
+    )
+    parser.add_argument("--batch-size", type=whole(), default=recipe.batch_size, metavar="N")
+    parser.add_argument(
+        "--lr", type=number(0, 1e6), default=recipe.lr, help=f"peak learning rate (default: {recipe.lr})"
+    )
+    parser.add_argument("--seed", type=whole(0), default=recipe.seed, help="same seed, same result (default: 0)")
+    parser.add_argument(
+        "-o", "--output", type=location, default=Path("runs/digits"), metavar="DIR", help="default: runs/digits"
     )
     parser.add_argument("--restart", action="store_true", help="ignore a checkpoint in DIR instead of resuming it")
     parser.epilog = "example: vision-ssm train-digits --model vim_test -o runs/vim"
@@ -37,13 +44,13 @@ def run(args: argparse.Namespace) -> int:
     if args.model not in names:
         raise CommandError(f"unknown model {args.model!r}: {close_matches(args.model, names)}")
     recipe = Recipe(args.model, args.epochs, args.batch_size, args.lr, seed=args.seed)
-    try:
-        data = load_digits()
-        job = Run(recipe, data, args.output)
-        if not args.restart and job.resume():
-            console.print(f"resumed after epoch {job.epoch} of {recipe.epochs}")
-    except (ImportError, ValueError) as error:
-        raise CommandError(str(error)) from error
+    data = load_digits()
+    job = Run(recipe, data, args.output)
+    make_folder(args.output)
+    for file in (job.checkpoint, *(args.output / name for name in _RESULTS)):
+        check_output(file)
+    if not args.restart and job.resume():
+        console.print(f"resumed after epoch {job.epoch} of {recipe.epochs}")
     weights = sum(p.numel() for p in job.model.parameters())
     console.print(
         f"{recipe.model}, {weights / 1e6:.2f} M parameters, trained on {len(data.train_labels)} scans, "

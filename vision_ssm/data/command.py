@@ -1,14 +1,14 @@
 """The command line of `tools/prepare_ade20k.py` and `tools/prepare_coco.py`: extract archives, check the files."""
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..command_line import printable, run_command
 from ..files import write_json
 from .archives import Archive, extract, find
 from .arguments import check_arguments, new_parser, progress
-from .layout import LayoutError, Report
+from .layout import Report
 
 __all__ = ["main"]
 
@@ -62,25 +62,26 @@ def main(
         splits: those that may be chosen from.
 
     Returns:
-        0 if the set is complete, 1 if something is missing or wrong, 2 for bad arguments.
+        0 if the set is complete, 1 if something is missing or wrong, 2 for bad arguments, and as `run_command`.
     """
     parser = _parser(title, default, splits)
     args = parser.parse_args(argv)
-    check_arguments(parser, args)
+    check_arguments(parser, args, args.root)
     chosen = dict(splits=args.splits) if splits else {}
-    try:
+
+    def command() -> int:
         if args.extract:
             _extract(archives, args.root)
         report = check(args.root, decode=args.decode, jobs=args.jobs, progress=progress("decoded", every=500), **chosen)
         if args.json:
             write_json(args.json, report.as_dict())
-    except (LayoutError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        if not args.root.exists():
-            _advise(archives, args.root)
-        return 2
-    print("\n".join(report.lines()))
-    _advise(archives, args.root, report)
-    if any(find(archive, args.root) for archive in archives) and report.wrong:
-        print("  --extract brings back a wrong file that was deleted")
-    return 0 if report.ok else 1
+        print("\n".join(map(printable, report.lines())))
+        _advise(archives, args.root, report)
+        if any(find(archive, args.root) for archive in archives) and report.wrong:
+            print("  --extract brings back a wrong file that was deleted")
+        return 0 if report.ok else 1
+
+    status = run_command("", command)
+    if status == 2 and not args.root.exists():
+        _advise(archives, args.root)
+    return status

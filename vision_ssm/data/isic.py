@@ -100,7 +100,7 @@ def _pairs(root: Path, where: tuple[str, str], count: int, any_name: bool, repor
 
 def _check(root: Path, case: CaseFiles) -> list[Wrong]:
     """What is wrong with a picture and its mask."""
-    from .volume_files import check_volume
+    from .volume_checks import check_volume
 
     paths = {str(root / name): name for name in (case.image, case.label or "")}
     found = [replace(wrong, file=paths[wrong.file]) for wrong in check_volume(*map(Path, paths), _IDS)]

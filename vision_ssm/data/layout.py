@@ -9,13 +9,15 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from ..errors import InputError
+
 __all__ = ["LayoutError", "Missing", "Progress", "Report", "Wrong", "each", "find_root", "open_image", "sizes"]
 
 Progress = Callable[[int, int], object]  # called with the number of files that are done and that of all
 _T = TypeVar("_T")
 
 
-class LayoutError(ValueError):
+class LayoutError(InputError):
     """The folder cannot be the data set's: told in one line."""
 
 

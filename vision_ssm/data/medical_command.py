@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ..command_line import location, printable, run_command
 from ..files import write_json
 from . import acdc, amos, btcv, isic
 from .arguments import check_arguments, new_parser, progress
-from .layout import LayoutError, Progress, Report
+from .layout import Progress, Report
 from .synapse import check_synapse
 from .volume_sets import CaseFiles, data_list
 
@@ -67,8 +68,8 @@ def _parser(title: str) -> argparse.ArgumentParser:
     parser = new_parser(title)
     parser.add_argument("set", choices=SETS, help="which set")
     roots = ", ".join(dict.fromkeys(known.root for known in SETS.values()))
-    parser.add_argument("root", nargs="?", type=Path, help=f"the set's folder ({roots})")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="data list to write (by default in the folder)")
+    parser.add_argument("root", nargs="?", type=location, help=f"the set's folder ({roots})")
+    parser.add_argument("--output", type=location, metavar="FILE", help="data list to write (by default in the folder)")
     return parser
 
 
@@ -77,7 +78,7 @@ def _prepare(name: str, root: Path, args: argparse.Namespace) -> int:
     report, splits = known.check(root, args.jobs, progress("checked", "cases", every=50))
     if args.json:
         write_json(args.json, report.as_dict())
-    print("\n".join(report.lines()))
+    print("\n".join(map(printable, report.lines())))
     if not report.ok:
         print(f"  no data list is written; the set is at {known.home}")
         return 1
@@ -86,7 +87,7 @@ def _prepare(name: str, root: Path, args: argparse.Namespace) -> int:
         known.labels, splits, name, folder=output.parent, root=root, modality=known.modality, size=known.size
     )
     write_json(output, content)
-    print(f"wrote {output}: " + ", ".join(f"{len(content[split])} {split}" for split in splits))
+    print(f"wrote {printable(output)}: " + ", ".join(f"{len(content[split])} {split}" for split in splits))
     return 0
 
 
@@ -102,12 +103,9 @@ def main(title: str, argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser(title)
     args = parser.parse_args(argv)
-    check_arguments(parser, args)
     root = args.root or Path(SETS[args.set].root)
-    try:
-        return _prepare(args.set, root, args)
-    except ImportError as error:
-        print(f"error: {error}: install vision-ssm[medical]", file=sys.stderr)
-    except (LayoutError, OSError) as error:
-        print(f"error: {error}\n  the set is at {SETS[args.set].home}", file=sys.stderr)
-    return 2
+    check_arguments(parser, args, root)
+    status = run_command("", lambda: _prepare(args.set, root, args))
+    if status == 2 and not root.exists():
+        print(f"  the set is at {SETS[args.set].home}", file=sys.stderr)
+    return status

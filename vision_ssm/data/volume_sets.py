@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InputError
 from .layout import LayoutError, Missing, Progress, Report, Wrong, each, sizes
 
 __all__ = ["CaseFiles", "Cases", "check_cases", "data_list", "find_cases", "list_files", "pair_files", "split_cases"]
@@ -149,7 +150,7 @@ def _file(path: Path, name: str) -> list[Wrong]:
 
 def _check(folder: Path, classes: int, case: CaseFiles) -> list[Wrong]:
     """What is wrong with a case's files, each by itself and then together."""
-    from .volume_files import check_volume
+    from .volume_checks import check_volume
 
     names = {str(folder / name): name for name in (case.image, case.label) if name}
     if wrong := [bad for path, name in names.items() for bad in _file(Path(path), name)]:
@@ -195,13 +196,13 @@ def split_cases(keys: Sequence[str], validation: float, seed: int) -> tuple[list
         seed: the split follows from it and from the keys.
 
     Raises:
-        ValueError: a split would be empty, or a number is not whole.
+        InputError: a split would be empty, or a number is not whole.
     """
     if validation >= 1 and validation != int(validation):
-        raise ValueError(f"validation must be a whole number of cases or a fraction below 1, got {validation}")
+        raise InputError(f"validation must be a whole number of cases or a fraction below 1, got {validation}")
     count = int(validation) if validation >= 1 else round(validation * len(keys))
     if not 0 < count < len(keys):
-        raise ValueError(f"validation={validation:g} of {len(keys)} labelled cases leaves a split empty")
+        raise InputError(f"validation={validation:g} of {len(keys)} labelled cases leaves a split empty")
     chosen = set(random.Random(seed).sample(sorted(keys), count))
     return [key for key in sorted(keys) if key not in chosen], sorted(chosen)
 
@@ -229,11 +230,11 @@ def data_list(
         size: "3D" for volumes, "2D" for pictures.
 
     Raises:
-        ValueError: there is no case for training or for validation.
+        InputError: there is no case for training or for validation.
     """
     for split in ("training", "validation"):
         if not splits.get(split):
-            raise ValueError(f"no case for {split}")
+            raise InputError(f"no case for {split}")
     start = os.path.relpath(root, folder)
 
     def path(name: str) -> str:

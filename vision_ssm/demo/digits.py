@@ -5,9 +5,10 @@ that was killed and resumed ends with the same bits as one that was not.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import timm
 import torch
@@ -17,11 +18,14 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor
 
+from ..checkpoints import CheckpointError, check_state_dict, read
+from ..errors import InputError
 from ..files import write_atomically
 from ..models import SequenceBackbone
 
 __all__ = ["Digits", "Recipe", "Run", "create", "evaluate", "load_digits", "train"]
 
+_WAY_ON = "choose another folder, or --restart"
 IMAGE_SIZE = 32  # each scanned pixel becomes one token of a backbone with stride 4
 
 
@@ -130,19 +134,50 @@ class Run:
         """Continue from the folder's checkpoint; False if there is none.
 
         Raises:
-            ValueError: the checkpoint is of another recipe.
+            CheckpointError: the checkpoint is of another recipe, or none of this job.
         """
         if not self.checkpoint.is_file():
             return False
-        state = torch.load(self.checkpoint, weights_only=True)
+        state, file = read(self.checkpoint), self.checkpoint
+        if lacking := [key for key in ("recipe", "model", "optimizer", "history") if key not in state]:
+            raise CheckpointError(f"{file} is no checkpoint of digits, without {', '.join(lacking)}: {_WAY_ON}")
         if state["recipe"] != asdict(self.recipe):
-            raise ValueError(
-                f"{self.checkpoint} is of another run ({state['recipe']}): choose another folder, or --restart"
-            )
+            raise CheckpointError(f"{file} is of another run ({state['recipe']}): {_WAY_ON}")
+        self._check(state)
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # The rates follow from the recipe and the step.
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]["state"]})
         self.history = state["history"]
         return True
+
+    def _check(self, state: Mapping) -> None:
+        """Compare the parts of a checkpoint with the run."""
+
+        def refuse(part: str, expected: str) -> NoReturn:
+            raise CheckpointError(f"{self.checkpoint} is damaged: `{part}` is not {expected}: {_WAY_ON}")
+
+        weights = state["model"]
+        if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+            refuse("model", "a state dict")
+        check_state_dict(weights, self.model.state_dict(), self.model, self.checkpoint)
+        found = state["optimizer"].get("state") if isinstance(state["optimizer"], Mapping) else None
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if not isinstance(found, Mapping) or set(found) != set(range(len(parameters))):
+            refuse("optimizer", "the state of each parameter")
+        for i, parameter in enumerate(parameters):
+            moments = [found[i].get(key) for key in ("exp_avg", "exp_avg_sq")] if isinstance(found[i], Mapping) else []
+            step = found[i].get("step") if moments else None
+            if not isinstance(step, Tensor) or step.numel() != 1:
+                refuse("optimizer", "the state of AdamW")
+            if not all(isinstance(m, Tensor) and m.shape == parameter.shape for m in moments):
+                refuse("optimizer", "the state of parameters of these shapes")
+        history = state["history"]
+        if not isinstance(history, list) or not 0 < len(history) <= self.recipe.epochs:
+            refuse("history", f"a list of 1 to {self.recipe.epochs} epochs")
+        if not all(
+            isinstance(e, dict) and all(isinstance(e.get(k), float) for k in ("loss", "accuracy")) for e in history
+        ):
+            refuse("history", "the loss and the accuracy of each epoch")
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -176,8 +211,16 @@ class Run:
 
 
 def train(run: Run) -> Iterator[dict[str, float]]:
-    """Train what is left of a run, saving after every epoch; yields loss and test accuracy of each."""
+    """Train what is left of a run, saving after every epoch; yields loss and test accuracy of each.
+
+    Raises:
+        InputError: the training diverged; the last checkpoint is the one before.
+    """
     while run.epoch < run.recipe.epochs:
         result = run.train_epoch()
+        if not math.isfinite(result["loss"]):
+            raise InputError(
+                f"the training diverged in epoch {run.epoch}: choose a smaller learning rate than {run.recipe.lr:g}"
+            )
         run.save()
         yield result

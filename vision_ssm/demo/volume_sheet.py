@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS
 from numpy.typing import NDArray
 
 from ..data.volume_files import is_picture
-from ..engine.data_check import check_samples
+from ..engine.outputs import check_outputs
 from ..files import write_atomically, write_json
 from ..volumes.case import prediction_name
 
@@ -145,14 +145,15 @@ def find_volumes(items: Sequence[Mapping], predictions: str | Path, most: int) -
     """The first volumes that have a prediction; pictures are left out.
 
     Args:
-        items: `image` and `label` of each case, as a `VolumeDataset` has them; of several channels the first counts.
-        predictions: folder of predictions, each with its image's name.
+        items: `image` and `label` of each case, as a `VolumeDataset` has them, and the path of its `prediction` if that
+            is not the image's name; of several channels the first counts.
+        predictions: folder of predictions.
         most: number of cases.
     """
     found = []
     for item in items:
         image = Path(item["image"] if isinstance(item["image"], str) else item["image"][0])
-        prediction = Path(predictions) / prediction_name(image)
+        prediction = Path(predictions) / item.get("prediction", prediction_name(image))
         if "label" in item and not is_picture(image) and prediction.is_file():
             found.append(Volumes(image, Path(item["label"]), prediction))
     return found[:most]
@@ -183,7 +184,7 @@ class VolumeSheet(Hook):
             for metric in getattr(getattr(loop, "evaluator", None), "metrics", ()):
                 if getattr(metric, "output_dir", "") is None:
                     metric.output_dir = str(Path(runner.work_dir) / self.predictions)
-                    check_samples(loop)  # again: predictions of one name would now replace each other
+                    check_outputs(runner.cfg, loop)  # again: predictions are now written
                 elif getattr(metric, "output_dir", ""):
                     self.predictions = metric.output_dir
 
@@ -208,10 +209,12 @@ class VolumeSheet(Hook):
         if not is_main_process() or self.dataset is None:
             return
         folder = Path(runner.work_dir)
-        cases = find_volumes(self.dataset.items, folder / self.predictions, self.samples)
+        data = self.dataset
+        items = [item | {"prediction": name} for item, name in zip(data.items, data.predictions, strict=True)]
+        cases = find_volumes(items, folder / self.predictions, self.samples)
         if not cases:
             runner.logger.warning(f"{folder / self.predictions} holds no prediction of a case with a label: no picture")
             return
-        classes, label_map = self.dataset.metainfo["classes"], self.dataset.label_map
+        classes, label_map = data.metainfo["classes"], data.label_map
         draw(cases, classes, folder / "predictions.png", self.window, label_map)
         runner.logger.info(f"wrote {folder / 'predictions.png'}")

@@ -11,8 +11,9 @@ if find_spec("mmengine") is None:
     )
 
 from .config import ConfigError, load_config, packaged_configs
+from .finite import FiniteHook, NonFiniteError
 from .launch import test, train
-from .network import build_network, check_classes, class_logits, level_loss, network_state_dict
+from .network import build_network, check_classes, class_logits, level_loss, load_network, network_state_dict
 from .order import DataError
 from .precision import BFloat16OptimWrapper
 from .runner import Runner
@@ -21,12 +22,15 @@ __all__ = [
     "BFloat16OptimWrapper",
     "ConfigError",
     "DataError",
+    "FiniteHook",
+    "NonFiniteError",
     "Runner",
     "build_network",
     "check_classes",
     "class_logits",
     "level_loss",
     "load_config",
+    "load_network",
     "network_state_dict",
     "packaged_configs",
     "test",

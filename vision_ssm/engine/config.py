@@ -6,6 +6,9 @@ from pathlib import Path
 
 from mmengine import Config
 
+from ..errors import InputError
+from .data_config import reading_data
+
 __all__ = ["ConfigError", "config_folder", "load_config", "packaged_configs"]
 
 _PACKAGE = Path(__file__).parents[1]
@@ -29,7 +32,9 @@ _KEYS = (
     "custom_hooks",
     "data_preprocessor",
     "load_from",
+    "keep_head",
     "resume",
+    "resume_optimizer",
     "launcher",
     "env_cfg",
     "log_processor",
@@ -50,9 +55,30 @@ _KEYS = (
     "find_unused_parameters",
     "model_wrapper_cfg",
 )
+# What is no variable of a config's own has a kind.
+_MAPPINGS = (
+    "model",
+    "train_dataloader",
+    "val_dataloader",
+    "test_dataloader",
+    "train_cfg",
+    "val_cfg",
+    "test_cfg",
+    "optim_wrapper",
+    "default_hooks",
+    "data_preprocessor",
+    "env_cfg",
+    "log_processor",
+    "visualizer",
+    "randomness",
+    "tta_model",
+    "tta_options",
+)
+_LISTS_OR_MAPPINGS = ("param_scheduler", "val_evaluator", "test_evaluator")
+_TEXTS = ("work_dir", "default_scope", "load_from", "experiment_name")
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """A config cannot be used; the message names the file and the key."""
 
 
@@ -76,6 +102,8 @@ def _found(config: str | Path) -> Path:
     if path.is_file():
         return path
     inside = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else path
+    if not inside.name:
+        raise FileNotFoundError(f"no config {str(config)!r}: expected a file, or the name of a packaged config")
     packaged = config_folder() / inside.with_suffix(".py")
     if packaged.is_file():
         return packaged
@@ -87,19 +115,22 @@ def _found(config: str | Path) -> Path:
 def load_config(config: str | Path, options: dict | None = None) -> Config:
     """Read a config and check its keys.
 
+    A config in Python is code and runs; one in YAML or JSON is data (`data_config.py`).
+
     Args:
         config: a file, or the name of one of the package's (`packaged_configs`).
         options: changes by dotted key, as of `--cfg-options`.
 
     Raises:
         FileNotFoundError: no such config; close names are given.
-        ConfigError: the config cannot be read, or has a misspelt key.
+        ConfigError: the config cannot be read, or has a misspelt key or a value of another kind.
     """
     path = _found(config)
     try:
-        cfg = Config.fromfile(path)
+        with reading_data(path, config_folder()):
+            cfg = Config.fromfile(path)
     except Exception as error:
-        raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{path} cannot be read: {_told(error, path)}") from error
     if "model" not in cfg:
         raise ConfigError(f"{path} has no `model`: it is no config to train or test")
     for key in cfg:
@@ -109,9 +140,31 @@ def load_config(config: str | Path, options: dict | None = None) -> Config:
     if options:
         try:
             cfg.merge_from_dict(options)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ConfigError(f"--cfg-options {options}: {error}") from error
+    _check_kinds(cfg, str(path))
     return cfg
+
+
+def _told(error: Exception, path: Path) -> str:
+    """What is wrong with a file: where it is code, with the class of the error that it raised."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no text in UTF-8"
+    if isinstance(error, RecursionError):
+        return "it builds on itself, or is nested too deep"
+    return f"{type(error).__name__}: {error}" if path.suffix == ".py" else str(error)
+
+
+def _check_kinds(cfg: Config, where: str) -> None:
+    """Refuse a value that is of another kind than its key's; None stands for nothing."""
+    for keys, kinds, expected in (
+        (_MAPPINGS, Mapping, "keys with their values"),
+        (_LISTS_OR_MAPPINGS, (Mapping, list, tuple), "keys with their values, or a list of such"),
+        (_TEXTS, (str, Path), "text"),
+    ):
+        for key in keys:
+            if cfg.get(key) is not None and not isinstance(cfg[key], kinds):
+                raise ConfigError(f"{where}: `{key}` is {str(cfg[key])[:50]!r}: expected {expected}")
 
 
 def _check_key(key: str, where: str) -> None:
@@ -125,6 +178,8 @@ def _check_key(key: str, where: str) -> None:
 def _check_option(option: str, cfg: Config) -> None:
     """Refuse a key that nobody would read: an unknown first part, or a slip of a key that is there already."""
     node, where = cfg.to_dict(), "--cfg-options"
+    if not all(option.split(".")):
+        raise ConfigError(f"{where}: {option!r} has an empty part: expected a key as train_dataloader.batch_size")
     for depth, key in enumerate(option.split(".")):
         if isinstance(node, Sequence) and not isinstance(node, str):
             node = node[int(key)] if key.isdecimal() and int(key) < len(node) else None

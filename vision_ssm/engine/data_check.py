@@ -1,126 +1,36 @@
 """Every image and annotation of a data set, looked at before a training that would meet a bad one hours later."""
 
 import contextlib
-import hashlib
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch.distributed as dist
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
-from PIL import Image
+from mmengine.registry import DATASETS, HOOKS
+from mmengine.runner import BaseLoop
 
-from ..files import write_json
+from .checked import Notice, checked_once, file_stamp
+from .coco_check import annotation_findings, image_ids
 from .order import DataError, Seeded
+from .picture_check import LabelRule, Sample, label_findings, left_out_pictures, picture_problem, samples
 
-__all__ = ["DataCheckHook", "check_dataset", "check_samples", "checked_once", "file_stamp", "leaves"]
+__all__ = [
+    "DataCheckHook",
+    "check_dataset",
+    "check_evaluator",
+    "check_samples",
+    "checked_once",
+    "dataset_faults",
+    "file_stamp",
+    "leaves",
+    "naming_annotations",
+]
 
-_VERSION = 3  # of the checks: to be raised when they find more
 _SHOWN = 5
-_ORIENTATION = 0x0112  # EXIF; from 5 on width and height change places, as they do in what mmcv reads
-
-
-class _Sample(NamedTuple):
-    """Where a sample lies, and the size that its annotation says it has."""
-
-    image: str
-    labels: str | None
-    width: int | None
-    height: int | None
-
-    def fingerprint(self) -> str:
-        """Changes when a file does."""
-        return " ".join([f"{self.width}x{self.height}", *map(file_stamp, filter(None, (self.image, self.labels)))])
-
-
-def file_stamp(path: str | Path) -> str:
-    """Changes when a file does."""
-    try:
-        stat = os.stat(path)
-        return f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns}"
-    except OSError:
-        return f"{path} missing"
-
-
-def _size(image: Image.Image) -> tuple[int, int]:
-    width, height = image.size
-    return (height, width) if image.getexif().get(_ORIENTATION, 1) >= 5 else (width, height)
-
-
-def _readable(path: str) -> bool:
-    """Whether the file is one that can be looked at here: local, and of a format that Pillow knows."""
-    return "://" not in path and Path(path).suffix.lower() in Image.registered_extensions()
-
-
-def _image_problem(sample: _Sample) -> str | None:
-    """What is wrong with an image file; decoded at a fraction of its resolution where the format allows."""
-    with Image.open(sample.image) as image:
-        size = _size(image)
-        image.draft("RGB", (max(size[0] // 8, 1), max(size[1] // 8, 1)))
-        image.load()
-    if sample.width is not None and sample.height is not None and size != (sample.width, sample.height):
-        return f"{sample.image} is {size[0]}x{size[1]} pixels, its annotation says {sample.width}x{sample.height}"
-    return None
-
-
-def _labels_problem(sample: _Sample, allowed: np.ndarray) -> str | None:
-    """What is wrong with a label map; `allowed` (256,) says which ids it may hold."""
-    with Image.open(sample.labels) as labels:
-        ids = np.asarray(labels).astype(np.int64)
-    with Image.open(sample.image) as picture:
-        size = _size(picture)
-    if ids.ndim != 2:
-        return f"{sample.labels} has {ids.shape[-1]} channels: expected one, of class ids"
-    if ids.shape != size[::-1]:
-        return f"{sample.labels} is {ids.shape[1]}x{ids.shape[0]} pixels, its image {sample.image} {size[0]}x{size[1]}"
-    if ids.max(initial=0) > 255 or not allowed[ids].all():
-        found = sorted(set(np.unique(ids).tolist()) - set(np.flatnonzero(allowed).tolist()))
-        return f"{sample.labels} has ids outside the {int(allowed[:255].sum())} classes: {found[:_SHOWN]}"
-    return None
-
-
-def _problem(sample: _Sample, allowed: np.ndarray | None) -> str | None:
-    path = sample.image
-    try:
-        problem = _image_problem(sample) if _readable(path) else None
-        if problem is None and sample.labels and allowed is not None and _readable(sample.labels):
-            path = sample.labels
-            problem = _labels_problem(sample, allowed)
-        return problem
-    except FileNotFoundError:
-        return f"{path} is missing"
-    except Exception as error:
-        return f"{path} does not decode: {error}"
-
-
-def _allowed_ids(dataset) -> np.ndarray | None:
-    """Which ids a segmentation data set's label maps may hold: its classes and what is ignored."""
-    classes = dataset.metainfo.get("classes")
-    if classes is None or len(classes) > 254 or getattr(dataset, "label_map", None) is not None:
-        return None
-    allowed = np.zeros(256, dtype=bool)
-    allowed[: len(classes) + bool(getattr(dataset, "reduce_zero_label", False))] = True
-    allowed[getattr(dataset, "ignore_index", 255)] = allowed[255] = True
-    return allowed
-
-
-def _annotation_problems(path: str) -> Iterator[str]:
-    """What is wrong within a COCO file. MMDetection leaves out what refers to no category, without a word."""
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-    for key, known in (("category_id", content.get("categories", ())), ("image_id", content.get("images", ()))):
-        ids = {entry["id"] for entry in known}
-        strange = [entry for entry in content.get("annotations", ()) if entry.get(key) not in ids]
-        if strange:
-            values = sorted({str(entry.get(key)) for entry in strange})[:_SHOWN]
-            first = f"the first is annotation {strange[0].get('id')}"
-            yield f"{path}: {len(strange)} annotations have a {key} that the file does not list: {values}, {first}"
+Log = Callable[[str], object]
 
 
 def leaves(dataset) -> Iterable:
@@ -136,21 +46,7 @@ def leaves(dataset) -> Iterable:
         yield dataset
 
 
-def _samples(dataset) -> list[_Sample]:
-    infos = (dataset.get_data_info(i) for i in range(len(dataset)))
-    found = (
-        _Sample(info["img_path"], info.get("seg_map_path"), info.get("width"), info.get("height"))
-        for info in infos
-        if isinstance(info.get("img_path"), str)
-    )
-    return list(dict.fromkeys(found))
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vision_ssm" / "checked"
-
-
-def check_dataset(dataset, log: Callable[[str], object] | None = None) -> None:
+def check_dataset(dataset, log: Log | None = None, warn: Log | None = None) -> None:
     """Decode every image and label map of a data set, in threads; what was found good is not read again.
 
     Args:
@@ -158,60 +54,190 @@ def check_dataset(dataset, log: Callable[[str], object] | None = None) -> None:
             a method `check(log)` looks at its files itself. Others are not checked, nor are remote files and formats
             that Pillow does not know.
         log: called with a line before the work starts.
+        warn: called with what stops nothing but is worth a warning: classes that never occur, annotations that
+            MMDetection leaves out, pictures with another suffix. By default nobody is told.
 
     Raises:
         DataError: files are missing, do not decode, differ in size from their annotation or have ids outside the
-            classes, or a COCO file contradicts itself; the first few are named.
+            classes; no pixel or box is left to learn from; or a COCO file contradicts itself, the config's classes or
+            their order. The first few are named.
     """
     for leaf in leaves(dataset):
         if hasattr(leaf, "check"):
             leaf.check(log)
         elif hasattr(leaf, "get_data_info") and hasattr(leaf, "metainfo"):
-            _check_leaf(leaf, log)
+            _check_leaf(leaf, log, warn)
 
 
-def checked_once(stamps: Iterable[str], problems: Callable[[], list[str]]) -> None:
-    """Look for problems unless files in the same state were found good before.
-
-    Args:
-        stamps: all that the result depends on (`file_stamp`).
-        problems: looks.
-
-    Raises:
-        DataError: there are any; the first few are told.
-    """
-    digest = hashlib.sha256(repr(_VERSION).encode())
-    for line in stamps:
-        digest.update(line.encode() + b"\n")
-    stamp = _cache() / f"{digest.hexdigest()}.json"
-    if stamp.is_file():
-        return
-    if found := problems():
-        more = f" (and {len(found) - _SHOWN} more)" if len(found) > _SHOWN else ""
-        raise DataError("; ".join(found[:_SHOWN]) + more)
-    with contextlib.suppress(OSError):  # no cache folder: the next run checks again
-        write_json(stamp, dict(checked=True))
+def _name(dataset) -> str:
+    prefix = getattr(dataset, "data_prefix", None) or {}
+    places = (prefix.get("seg_map_path"), getattr(dataset, "ann_file", None), getattr(dataset, "data_root", None))
+    return next((place for place in places if isinstance(place, str) and place), type(dataset).__name__)
 
 
-def _check_leaf(dataset, log: Callable[[str], object] | None) -> None:
-    samples, allowed = _samples(dataset), _allowed_ids(dataset)
+def _coco_file(dataset) -> str | None:
+    """The local COCO file of a data set that reads one."""
+    path = getattr(dataset, "ann_file", "")
+    is_coco = isinstance(path, str) and path.endswith(".json") and hasattr(dataset, "cat_ids")
+    return path if is_coco and os.path.isfile(path) else None
+
+
+def _wants_masks(dataset) -> bool:
+    steps = getattr(getattr(dataset, "pipeline", None), "transforms", ())
+    return any(getattr(step, "with_mask", False) for step in steps)
+
+
+def _least_side(dataset) -> int:
+    filters = getattr(dataset, "filter_cfg", None) or {}
+    return 0 if getattr(dataset, "test_mode", False) else filters.get("min_size", 0)
+
+
+def _check_leaf(dataset, log: Log | None, warn: Log | None) -> None:
+    classes = dataset.metainfo.get("classes")
+    if isinstance(classes, str):
+        raise DataError(
+            f"the classes of {_name(dataset)} are the text {classes!r}: expected a tuple, as ({classes!r},)"
+        )
     if not len(dataset):
         raise DataError(f"{getattr(dataset, 'data_root', type(dataset).__name__)} holds no sample")
-    annotations = getattr(dataset, "ann_file", "")
-    is_coco = isinstance(annotations, str) and annotations.endswith(".json") and hasattr(dataset, "cat_ids")
+    infos = list(_infos(dataset))
+    found, rule, coco = samples(infos), LabelRule.of(dataset), _coco_file(dataset)
+    options = dict(classes=classes, masks=_wants_masks(dataset), least_side=_least_side(dataset))
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-        stamps = [repr(None if allowed is None else allowed.tobytes())]
-        if is_coco:
-            stamps.append(file_stamp(annotations))
-        stamps += pool.map(_Sample.fingerprint, samples, chunksize=256)
+        stamps = [rule.stamp(), repr(options)]
+        if coco:
+            stamps += [file_stamp(coco), repr(dataset.cat_ids)]
+        stamps += pool.map(Sample.fingerprint, found, chunksize=256)
 
         def problems() -> list[str]:
             if log:
-                log(f"checking {len(samples)} images and their annotations, once")
-            found = list(_annotation_problems(annotations)) if is_coco and os.path.isfile(annotations) else []
-            return found + list(filter(None, pool.map(lambda sample: _problem(sample, allowed), samples)))
+                log(f"checking {len(found)} images and their annotations, once")
+            lines = list(left_out_pictures(dataset))
+            if coco:
+                lines += annotation_findings(coco, category_ids=dataset.cat_ids, **options)
+            elif classes and not getattr(dataset, "test_mode", False):
+                lines += _object_findings(infos, tuple(classes), _name(dataset))
+            problem = dict(zip(found, pool.map(picture_problem, found), strict=True))
+            lines += filter(None, problem.values())
+            good = [sample for sample in found if problem[sample] is None]
+            return lines + list(label_findings(good, rule, _name(dataset), pool))
 
-        checked_once(stamps, problems)
+        checked_once(stamps, problems, warn)
+
+
+def _object_findings(infos: list[dict], classes: tuple[str, ...], where: str) -> Iterator[str]:
+    """Classes without a box in a detection set, of any format, as its own filters have left it."""
+    if not any("instances" in info for info in infos):
+        return
+    boxes = [one for info in infos for one in info.get("instances", ()) if not one.get("ignore_flag")]
+    labels = {one.get("bbox_label") for one in boxes}
+    if not boxes:
+        yield f"{where}: no box is left to learn from: do its names differ from the classes {list(classes[:_SHOWN])}?"
+    elif unused := [name for i, name in enumerate(classes) if i not in labels]:
+        more = f" and {len(unused) - _SHOWN} more" if len(unused) > _SHOWN else ""
+        yield Notice(f"{where}: no box has the class {', '.join(map(repr, unused[:_SHOWN]))}{more}")
+
+
+def dataset_faults(config) -> str | None:
+    """Why a data set could not be built: what is wrong with the files that its config names."""
+    found = [line for leaf in _leaf_configs(config) for line in _file_findings(leaf) if not isinstance(line, Notice)]
+    return "; ".join(found[:_SHOWN]) or None
+
+
+def _leaf_configs(config) -> Iterator[Mapping]:
+    if isinstance(config, (list, tuple)):
+        for one in config:
+            yield from _leaf_configs(one)
+    elif isinstance(config, Mapping) and ("datasets" in config or "dataset" in config):
+        yield from _leaf_configs(config.get("datasets", config.get("dataset")))
+    elif isinstance(config, Mapping) and "type" in config:
+        yield config
+
+
+def _file_findings(config: Mapping) -> Iterator[str]:
+    try:
+        dataset = DATASETS.build({**config, "lazy_init": True, "pipeline": []})  # nothing is read
+    except Exception:  # the arguments are wrong, which is another error
+        return
+    path = getattr(dataset, "ann_file", "")
+    if hasattr(dataset, "COCOAPI") and isinstance(path, str) and os.path.isfile(path):
+        masks = any(isinstance(step, Mapping) and step.get("with_mask") for step in config.get("pipeline", ()))
+        classes = dataset.metainfo.get("classes")
+        yield from annotation_findings(path, classes, masks=masks, least_side=_least_side(dataset))
+    else:
+        yield from left_out_pictures(dataset)
+
+
+@contextlib.contextmanager
+def naming_annotations(evaluator) -> Iterator[None]:
+    """Turn whatever goes wrong where metrics are built into what is wrong with the COCO files that the config names.
+
+    Raises:
+        DataError: there is something wrong with one; otherwise the error stays.
+    """
+    try:
+        yield
+    except Exception as error:
+        files = (path for _, path, _ in _coco_metrics(evaluator))
+        lines = [line for path in files for line in annotation_findings(path) if not isinstance(line, Notice)]
+        if lines:
+            raise DataError("; ".join(lines[:_SHOWN])) from error
+        raise
+
+
+def _coco_metrics(evaluator) -> Iterator[tuple[bool, str, bool]]:
+    """(whether masks count, COCO file, whether anything is measured) of the metrics of a config."""
+    for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
+        path = metric.get("ann_file") if isinstance(metric, Mapping) else None
+        if isinstance(path, str) and path.endswith(".json") and os.path.isfile(path):
+            kinds = metric.get("metric", "bbox")
+            yield "segm" in ([kinds] if isinstance(kinds, str) else kinds), path, not metric.get("format_only", False)
+
+
+def check_evaluator(evaluator, dataset, warn: Log | None = None) -> None:
+    """Look through the COCO files of a config's metrics.
+
+    Args:
+        evaluator: the config's entry: a metric, or several.
+        dataset: what they measure, built; its classes and images are compared with the file's.
+        warn: see `check_dataset`.
+
+    Raises:
+        DataError: a file cannot be measured on, or is not of these images.
+    """
+    metrics = list(_coco_metrics(evaluator))
+    if not metrics:
+        return
+    measured = {
+        info.get("img_id") for leaf in leaves(dataset) if hasattr(leaf, "get_data_info") for info in _infos(leaf)
+    }
+    classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
+    for masks, path, asked in metrics:
+
+        def problems(path=path, masks=masks, asked=asked) -> list[str]:
+            found = list(annotation_findings(path, classes, masks=masks, measured=asked))
+            if all(isinstance(one, Notice) for one in found):
+                found += _image_findings(path, image_ids(path), measured)
+            return found
+
+        checked_once(
+            [file_stamp(path), repr((classes, masks, asked)), repr(sorted(map(str, measured)))], problems, warn
+        )
+
+
+def _infos(dataset) -> Iterator[dict]:
+    return (dataset.get_data_info(i) for i in range(len(dataset)))
+
+
+def _image_findings(path: str, ids: set, measured: set) -> Iterator[str]:
+    """Images that a metric's file and the data set do not share."""
+    if unknown := measured - ids:
+        yield f"{path}, which a metric reads, has none of the image {min(map(str, unknown))} and {len(unknown)} in all"
+    elif missing := ids - measured:
+        yield Notice(
+            f"{path}, which a metric reads, has {len(missing)} images that are not tested and count as missed, "
+            f"such as {min(map(str, missing))}"
+        )
 
 
 def check_samples(loop) -> None:
@@ -226,29 +252,45 @@ def check_samples(loop) -> None:
     for metric in getattr(getattr(loop, "evaluator", None), "metrics", ()):
         if check := getattr(metric, "check_samples", None):
             found = [leaf for leaf in leaves(loop.dataloader.dataset) if hasattr(leaf, "get_data_info")]
-            check([leaf.get_data_info(i) for leaf in found for i in range(len(leaf))])
+            check([info for leaf in found for info in _infos(leaf)])
 
 
 @HOOKS.register_module()
 class DataCheckHook(Hook):
-    """Checks the training and validation data before the first step; `default_hooks = dict(data_check=None)`: off.
+    """Checks the data before the first step, or before a test; `default_hooks = dict(data_check=None)`: off.
 
-    One process looks for all, however many machines there are: they are taken to share the data's folder.
+    One process looks for all, however many machines there are: they are taken to share the data's folder. Data sets
+    that look at their files themselves do so before a training; a test of theirs meets each when its turn comes.
     """
 
     def before_run(self, runner) -> None:
         """Look at the data."""
-        if not hasattr(runner._train_loop, "dataloader"):  # a test
-            return
         message = [None]
         if is_main_process():
             try:
-                for loop in (runner.train_loop, runner.val_loop):
-                    if loop is not None:
-                        check_dataset(loop.dataloader.dataset, runner.logger.info)
+                self._look(runner)
             except Exception as error:  # whatever it is, the other processes are waiting
                 message = [str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"]
         if get_world_size() > 1:  # a cold disk may take longer than NCCL waits
             dist.broadcast_object_list(message, group=dist.new_group(backend="gloo", timeout=timedelta(hours=12)))
         if message[0]:
             raise DataError(message[0])
+
+    @staticmethod
+    def _look(runner) -> None:
+        told = set()
+
+        def warn(line: str) -> None:
+            if line not in told:  # a validation's data set and its metric say the same
+                told.add(line)
+                runner.logger.warning(line)
+
+        for part, loop in (("train", runner._train_loop), ("val", runner._val_loop), ("test", runner._test_loop)):
+            if not isinstance(loop, BaseLoop):
+                continue
+            dataset = loop.dataloader.dataset
+            for leaf in leaves(dataset):
+                if part != "test" or not hasattr(leaf, "check"):
+                    check_dataset(leaf, runner.logger.info, warn)
+            if part != "train":
+                check_evaluator(runner.cfg.get(f"{part}_evaluator") or (), dataset, warn)

@@ -9,13 +9,20 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS
 from torch.utils.data import BatchSampler, DataLoader
 
 from .config import ConfigError
+from .data_check import dataset_faults
 from .order import DataError, Order, Seeded
 
 __all__ = ["built", "ordered_loader"]
 
 
 def built(dataset):
-    """A data set and its list of samples. MMEngine's errors on an empty one do not say where it was looked for."""
+    """A data set and its list of samples.
+
+    Raises:
+        DataError: its files cannot be listed. MMEngine's errors on an empty set do not say where it was looked for, and
+            those on annotations that cannot be read are the libraries' own inner ones.
+    """
+    config = dataset
     where = dataset.get("data_root") if isinstance(dataset, dict) else None
     try:
         if isinstance(dataset, dict):
@@ -24,7 +31,11 @@ def built(dataset):
             dataset.full_init()
     except (ConfigError, DataError):
         raise
-    except (ValueError, IndexError) as error:
+    except Exception as error:
+        if found := dataset_faults(config):
+            raise DataError(found) from error
+        if not isinstance(error, (ValueError, IndexError)):
+            raise
         raise DataError(f"{where or 'the data set'} cannot be listed, or is empty: {error}") from error
     return dataset
 

@@ -82,6 +82,11 @@ class EpochLoop(_Validating, EpochBasedTrainLoop):
         runner.call_hook("after_train")
         return runner.model
 
+    def progress(self, meta: dict) -> dict[str, int]:
+        """How far a checkpoint is in its epoch, in steps, and how many the epoch has."""
+        within = meta.get("epoch") == self._epoch
+        return dict(done=meta["iter"] - self.epoch_start if within else 0, steps=len(self.dataloader))
+
     def _done(self) -> int:
         """Steps of this epoch that are behind."""
         return self._iter - self.epoch_start

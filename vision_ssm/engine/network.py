@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..checkpoints import convert_state_dict, unwrap
+from ..checkpoints import CheckpointError, convert_state_dict, converting, load_checkpoint, read, unwrap
 from .config import ConfigError
+from .weights import check_fits, keeping_heads
 
-__all__ = ["build_network", "check_classes", "class_logits", "level_loss", "network_state_dict"]
+__all__ = ["build_network", "check_classes", "class_logits", "level_loss", "load_network", "network_state_dict"]
 
 
 def build_network(config: Mapping) -> nn.Module:
@@ -48,6 +49,33 @@ def _built(arguments: dict) -> nn.Module:
         hint = f": did you mean {' or '.join(close)}?" if close else ""
         raise ConfigError(f"`network` needs the `name` of a model in timm or a `type`, got {name!r}{hint}")
     return timm.create_model(name, **arguments)
+
+
+def load_network(network: nn.Module, source: str, keep_head: bool = False) -> None:
+    """Load weights to start from into a network that a model is around.
+
+    Args:
+        network: any.
+        source: file or URL, of this package or as published.
+        keep_head: leave the heads as they are, for other classes (see `keeping_heads`).
+
+    Raises:
+        CheckpointError: the weights do not fit; where the heads alone do not, the message says how to start from the
+            rest.
+    """
+    if not keep_head:
+        try:
+            load_checkpoint(network, source)
+        except CheckpointError:
+            with converting(source, network):
+                check_fits(convert_state_dict(read(source), network), network, source)  # says what the way on is
+            raise
+        return
+    with converting(source, network):
+        state_dict = convert_state_dict(read(source), network)
+    state_dict, _ = keeping_heads(state_dict, network)
+    check_fits(state_dict, network, source)
+    network.load_state_dict(state_dict)
 
 
 def network_state_dict(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

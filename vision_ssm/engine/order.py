@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler, get_worker_info
 
+from ..errors import InputError
+
 __all__ = ["DataError", "Order", "Seeded", "preserved", "random_state", "restore"]
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """A sample cannot be used; the message names its file."""
 
     def __init__(self, message: str):

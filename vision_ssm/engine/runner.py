@@ -1,7 +1,7 @@
 """MMEngine's runner with safe checkpoints and exact resume; any MMEngine config runs on it unchanged."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,15 +23,23 @@ from mmengine.runner import Runner as _Runner
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from ..checkpoints import CheckpointError, check_state_dict, converting, read, unwrap
-from ..files import write_atomically
+from ..checkpoints import CheckpointError, read
+from ..files import write_atomically, written_over
 from .checkpoint_hook import CheckpointHook
 from .classes_hook import ClassesHook
-from .data_check import DataCheckHook, check_samples
+from .data_check import DataCheckHook, check_samples, naming_annotations
+from .finite import FiniteHook, NonFiniteError, non_finite, refuse_non_finite
 from .loader import built, ordered_loader
 from .loops import EpochLoop, IterLoop
-from .order import Order, Seeded, preserved, random_state, restore
+from .order import Seeded, preserved
+from .outputs import check_outputs
+from .parts import check_content, latest_whole
 from .plain import plain, revived
+from .resume import Resumption, process_state
+from .saved import folders_held, saved_checkpoints
+from .schedule import warn_of_schedules
+from .setting import setting
+from .weights import check_fits, converted, keeping_heads
 
 __all__ = ["Runner"]
 
@@ -52,13 +60,19 @@ class Runner(_Runner):
       are read too, without running code from them.
     - A resumed run continues as an unbroken one would, on CPUs to the bit: checkpoints hold the random-number state and
       the accumulated gradients of every process, and the order and augmentation of the data follow from the seed and
-      the step (`order.py`). A validation that a kill cut off is repeated.
+      the step (`order.py`). A validation that a kill cut off is repeated. A changed config holds from there on.
+    - A training whose losses are not finite ends, and no checkpoint of such weights is written.
     - Weights load strictly; a checkpoint that does not fit is an error that names the keys.
     - A sample that cannot be read is an error that names its file.
     """
 
+    is_built = False  # loops, optimisers and schedules
     validation_missed = False  # the run was resumed where the validation of that step had not ended
-    _to_restore: dict | None = None
+    resumed_from: str | None = None
+    setting: dict | None = None  # of the training, before its first step
+    _resumption: Resumption | None = None
+    _schedules: dict | Sequence | None = None  # configs of the schedulers
+    infinite: frozenset[str] = frozenset()  # weights that are so from the start, as masks are
     _before_validation: dict | None = None  # random-number state, during a validation
 
     def setup_env(self, env_cfg: dict) -> None:
@@ -88,6 +102,12 @@ class Runner(_Runner):
         hub.log_scalars.clear()
         hub.runtime_info.clear()
         return hub
+
+    def dump_config(self) -> None:
+        """As MMEngine's, but not over the config that the run was started by."""
+        target = Path(self.work_dir) / Path(self.cfg.filename or "").name
+        if self.cfg.filename is None or written_over([target], [self.cfg.filename]) is None:
+            super().dump_config()
 
     def _bare_model(self) -> nn.Module:
         """The model that checkpoints are of, without what is around it."""
@@ -136,16 +156,23 @@ class Runner(_Runner):
             self._train_dataloader = cfg
 
     def build_val_loop(self, loop):
-        """As MMEngine's; metrics see what they are about to measure."""
+        """As MMEngine's; metrics see what they are about to measure, and write over nothing that is read."""
         loop = super().build_val_loop(loop)
         check_samples(loop)
+        check_outputs(self.cfg, loop)
         return loop
 
     def build_test_loop(self, loop):
-        """As MMEngine's; metrics see what they are about to measure."""
+        """As MMEngine's; metrics see what they are about to measure, and write over nothing that is read."""
         loop = super().build_test_loop(loop)
         check_samples(loop)
+        check_outputs(self.cfg, loop)
         return loop
+
+    def build_evaluator(self, evaluator):
+        """As MMEngine's; a metric's COCO file that cannot be read is named."""
+        with naming_annotations(evaluator):
+            return super().build_evaluator(evaluator)
 
     def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
         """As MMEngine's, which does not name an optimiser that it does not know."""
@@ -156,6 +183,12 @@ class Runner(_Runner):
                     raise KeyError(f"{kind} is not in the registry of optimizers")
         return super().build_optim_wrapper(optim_wrapper)
 
+    def build_param_scheduler(self, scheduler):
+        """As MMEngine's, which forgets the configs."""
+        if self._schedules is None:
+            self._schedules = scheduler
+        return super().build_param_scheduler(scheduler)
+
     def register_hook(self, hook, priority=None) -> None:
         """As MMEngine's, with the stock checkpoint hook replaced."""
         if isinstance(hook, dict) and hook.get("type") in _CHECKPOINT_HOOKS:
@@ -163,18 +196,26 @@ class Runner(_Runner):
         super().register_hook(hook, priority)
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
-        """As MMEngine's, with a look at the classes and, before training, at the data."""
-        hooks = dict(classes=dict(type=ClassesHook), data_check=dict(type=DataCheckHook)) | (hooks or {})
-        if hooks["data_check"] is None:
-            del hooks["data_check"]
+        """As MMEngine's, with a look at the classes, at the data before training, and at the losses."""
+        own = dict(classes=ClassesHook, data_check=DataCheckHook, finite=FiniteHook)
+        hooks = {name: dict(type=hook) for name, hook in own.items()} | (hooks or {})
+        for name in own:
+            if hooks[name] is None:
+                del hooks[name]
         super().register_default_hooks(hooks)
 
     # Running
 
     def train(self) -> nn.Module:
-        """As MMEngine's."""
+        """As MMEngine's.
+
+        Raises:
+            ConfigError: another run is at work in the folder.
+            NonFiniteError: the training has left the finite numbers.
+        """
         try:
-            return super().train()
+            with folders_held(self.work_dir, self.checkpoint_hook and self.checkpoint_hook.out_dir):
+                return super().train()
         finally:
             self._end_workers()
 
@@ -197,45 +238,52 @@ class Runner(_Runner):
             self.val_loop.run()
         self._before_validation = None
 
+    @property
+    def checkpoint_hook(self) -> CheckpointHook | None:
+        """The hook that saves checkpoints, if there is one."""
+        return next((hook for hook in self._hooks if isinstance(hook, CheckpointHook)), None)
+
     # Saving
 
-    def _process_state(self) -> dict:
-        """What differs between processes, and gradients: an optimiser that accumulates has some between its steps."""
-        model = self._bare_model()
-        parameters = dict(model.named_parameters())
-        gradients = {name: p.grad.cpu() for name, p in parameters.items() if p.grad is not None}
-        buffers = {name: value.cpu() for name, value in model.state_dict().items() if name not in parameters}
-        if is_main_process():
-            buffers = {}  # the checkpoint's; statistics of BatchNorm are each process's own
-        return dict(random=self._before_validation or random_state(), gradients=gradients, buffers=buffers)
-
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
-        """As MMEngine's, of plain values and in one step. Every process must call it."""
+        """As MMEngine's, of plain values and in one step. Every process must call it.
+
+        Raises:
+            CheckpointError: the file cannot be written; the earlier ones are as they were.
+            NonFiniteError: the weights, or another state, are NaN or infinite.
+        """
         self._extra = {}
         if kwargs.get("save_optimizer", True):  # otherwise it is not there to be resumed from
-            states = self._process_state()
+            states = process_state(self._bare_model(), self._before_validation)
             self._extra["process_states"] = all_gather_object(states) if get_world_size() > 1 else [states]
             self._extra["validated"] = self._before_validation is not None
-            self._extra["epoch_progress"] = self._epoch_progress(kwargs.get("meta") or {})
-        if not is_main_process():
-            return
-        write = super().save_checkpoint
-        if "://" in str(out_dir):  # a remote store replaces objects whole
-            write(out_dir, filename, *args, **kwargs)
-        else:
-            write_atomically(Path(out_dir) / filename, lambda path: write(str(path.parent), path.name, *args, **kwargs))
-
-    def _epoch_progress(self, meta: dict) -> dict | None:
-        """How far a checkpoint is in its epoch, in steps, and how many the epoch has."""
-        if not isinstance(self.train_loop, EpochLoop):
-            return None
-        within = meta.get("epoch") == self.train_loop.epoch
-        return dict(
-            done=meta["iter"] - self.train_loop.epoch_start if within else 0, steps=len(self.train_loop.dataloader)
-        )
+            by_epoch = isinstance(self.train_loop, EpochLoop)
+            self._extra["epoch_progress"] = self.train_loop.progress(kwargs.get("meta") or {}) if by_epoch else None
+            if self.setting is not None:
+                self._extra["setting"] = self.setting
+        problem = [None]
+        if is_main_process():
+            write = super().save_checkpoint
+            try:
+                if "://" in str(out_dir):  # a remote store replaces objects whole
+                    write(out_dir, filename, *args, **kwargs)
+                else:
+                    path = Path(out_dir) / filename
+                    write_atomically(path, lambda file: write(str(file.parent), file.name, *args, **kwargs))
+            except OSError as error:
+                why = error.strerror or error
+                problem = [
+                    CheckpointError(f"{Path(out_dir) / filename} cannot be written: {why}; earlier ones are whole")
+                ]
+            except NonFiniteError as error:
+                problem = [error]
+        broadcast_object_list(problem)
+        if problem[0] is not None:
+            raise problem[0]
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
-        """As MMEngine's; after the hooks have added to a checkpoint, it is made plain."""
+        """As MMEngine's; after the hooks have added to a checkpoint, it is made plain, and must be finite."""
+        self.is_built |= fn_name == "before_run"
         super().call_hook(fn_name, **kwargs)
         if fn_name == "before_save_checkpoint":
             checkpoint = kwargs["checkpoint"]
@@ -243,6 +291,7 @@ class Runner(_Runner):
             for key in checkpoint:
                 if key != "state_dict":
                     checkpoint[key] = plain(checkpoint[key], key)
+            refuse_non_finite(self, checkpoint)
 
     # Loading
 
@@ -252,103 +301,89 @@ class Runner(_Runner):
         map_location: str | Callable = "cpu",
         strict: bool = True,
         revise_keys: list | None = None,
+        keep_head: bool = False,
     ) -> dict:
         """Load weights strictly, in this package's names or, for its models, in the published ones.
 
-        Only `filename` counts: tensors are read on the CPU, always strictly, and names need no revision.
+        Only `filename` and `keep_head` count: tensors are read on the CPU, always strictly, and names need no revision.
+
+        Args:
+            keep_head: leave the heads as they are, for other classes (see `keeping_heads`).
 
         Raises:
             CheckpointError: keys are missing, unexpected or of another shape; they are named.
             FileNotFoundError, ValueError: no file, or none that can be read.
         """
-        checkpoint = revived(read(filename))
+        return self._load(read(filename), str(filename), keep_head)
+
+    def _load(self, content: Mapping, file: str, keep_head: bool = False) -> dict:
+        checkpoint = revived(content)
         model = self._bare_model()
-        state_dict = unwrap(checkpoint)
-        with converting(filename, model):
-            if convert := getattr(model, "convert_state_dict", None):
-                state_dict = convert(state_dict)
-            elif convert := getattr(getattr(model, "backbone", None), "convert_state_dict", None):
-                state_dict = convert(state_dict, "backbone.")
+        state_dict = converted(checkpoint, model, file)
+        if keep_head:
+            state_dict, layers = keeping_heads(state_dict, model)
+            kept = f"these start anew: {', '.join(layers)}" if layers else "everything fits, and nothing starts anew"
+            self.logger.warning(f"keep_head: {kept}")
         checkpoint["state_dict"] = state_dict
-        own = model.state_dict()
         try:
             self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         except RuntimeError:  # a hook's copy of the model does not fit either, and says less about it
-            check_state_dict(state_dict, own, model, filename)
+            check_fits(state_dict, model, file)
             raise
         state_dict = checkpoint["state_dict"]
-        check_state_dict(state_dict, own, model, filename)
+        check_fits(state_dict, model, file)
         model.load_state_dict(state_dict)
         self._has_loaded = True
-        self.logger.info(f"loaded {filename}")
+        self.logger.info(f"loaded {file}")
         return checkpoint
 
     def resume(self, filename: str, *args, **kwargs) -> None:
-        """Continue from a checkpoint.
+        """Continue from a checkpoint. Nothing of it is used before all of it is checked.
 
         Raises:
-            CheckpointError: the file does not fit, or holds weights only.
+            CheckpointError: the file does not fit, has parts of another kind, or holds weights only.
         """
+        filename = str(filename)
         content = read(filename)
-        if missing := [key for key in ("meta", "message_hub", "optimizer") if key not in content]:
-            raise CheckpointError(
-                f"{filename} cannot be resumed from: it holds no {', '.join(missing)}; "
-                "to start from its weights give it as `load_from`"
-            )
+        check_content(content, filename, self.infinite)
+        self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+        if self.param_schedulers is not None:
+            self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
+        self.setting = self.setting or setting(self)
+        check_fits(converted(content, self._bare_model(), filename), self._bare_model(), filename)
+        content = revived(content)
+        resumption = Resumption(self, content, filename)
         self._resume = True  # hooks ask for it
-        super().resume(filename, *args, **kwargs)
-        order = getattr(self.train_dataloader, "batch_sampler", None)
-        if isinstance(order, Order):
-            order.seed = self._common_seed()
-        self.validation_missed = not content.get("validated", True)
-        if isinstance(self.train_loop, EpochLoop):
-            self._resume_within_epoch(content.get("epoch_progress"))
-        states = content.get("process_states", ())
-        if len(states) == get_world_size():
-            self._to_restore = states[get_rank()]
-        else:
-            found = f"the states of {len(states)} processes" if states else "no state of a process"
-            self.logger.warning(
-                f"{filename} holds {found}, this run has {get_world_size()}: "
-                "it continues, but not with the bits of an unbroken one"
-            )
-
-    def _resume_within_epoch(self, progress: dict | None) -> None:
-        loop, done = self.train_loop, progress["done"] if progress else 0
-        steps = len(loop.dataloader)
-        if done and done == progress["steps"]:
-            done = steps  # the epoch is over, however long it would be now
-        elif done and progress["steps"] != steps:
-            self.logger.warning(
-                f"an epoch had {progress['steps']} steps and now has {steps}: "
-                f"the one that was cut off after {done} starts again"
-            )
-            done = 0
-        loop.epoch_start = loop.iter - done
-        loop._max_iters = loop.epoch_start + (loop.max_epochs - loop.epoch) * steps
+        self._load(content, filename)
+        resumption.apply()
+        self._resumption, self.resumed_from = resumption, filename
 
     def restore_process_state(self) -> None:
         """Put generators, gradients and buffers where the checkpoint was saved; nothing if the run was not resumed."""
-        if self._to_restore is None:
-            return
-        model = self._bare_model()
-        model.load_state_dict(self._to_restore["buffers"], strict=False)
-        for name, parameter in model.named_parameters():
-            gradient = self._to_restore["gradients"].get(name)
-            parameter.grad = None if gradient is None else gradient.to(parameter.device)
-        restore(self._to_restore["random"])
-        self._to_restore = None
+        if self._resumption is not None:
+            self._resumption.restore_process_state()
 
     @functools.cached_property
     def _resume_from(self) -> str | None:
-        """The checkpoint to resume from: the one that is named, or the latest one that the first process sees."""
+        """The checkpoint to resume from: the one that is named, or the latest whole one that the first process sees."""
         if not self._resume:
             return None
         if self._resume != "auto" and self._load_from is not None:
             return str(self._load_from)
-        found = [latest_checkpoint(self.work_dir) if is_main_process() else None]
+        found: list = [None]
+        if is_main_process():
+            hook = self.checkpoint_hook
+            folder = hook.folder(self.work_dir) if hook else self.work_dir
+            names = dict(template=hook.filename_tmpl) if hook else {}
+            saved = saved_checkpoints(folder, note=Path(self.work_dir) / "last_checkpoint", **names)
+            try:
+                found = [latest_whole(saved, self.infinite, self.logger.warning)]
+            except CheckpointError as error:
+                found = [error]
         broadcast_object_list(found)
-        return None if found[0] is None else str(found[0])
+        if isinstance(found[0], CheckpointError):
+            raise found[0]
+        return found[0]
 
     def load_or_resume(self) -> None:
         """As MMEngine's; all processes resume from what the first one sees.
@@ -357,38 +392,20 @@ class Runner(_Runner):
         """
         if self._has_loaded:
             return
+        self.infinite = frozenset(non_finite(self._bare_model().state_dict()))
+        training = isinstance(self._train_loop, BaseLoop) and isinstance(self.optim_wrapper, OptimWrapper)
+        if training:
+            self.setting = setting(self)
         if self._resume_from is not None:
             self.resume(self._resume_from)
         elif self._load_from is not None:
-            self.load_checkpoint(self._load_from)
+            self.load_checkpoint(self._load_from, keep_head=bool(self.cfg.get("keep_head", False)))
         elif self._resume:
             self.logger.info(f"no checkpoint in {self.work_dir} to resume from: starting anew")
         self._has_loaded = True
+        if training and is_main_process():
+            warn_of_schedules(self, self._schedules)
 
     def _init_model_weights(self) -> None:
         if self._load_from is None and self._resume_from is None:  # otherwise every weight is about to be loaded
             super()._init_model_weights()
-
-
-def latest_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint that a run saved last, in its folder or where its checkpoint hook was told to save.
-
-    MMEngine's note `last_checkpoint` names it; a kill may leave the note empty, or one checkpoint behind. Times of
-    files alone do not tell, since a copied folder has others.
-    """
-    folder = Path(folder)
-    number = {
-        path: int(path.stem.rpartition("_")[2])
-        for pattern in ("iter_*.pth", "epoch_*.pth")
-        for path in folder.glob(pattern)
-        if path.stem.rpartition("_")[2].isdigit()
-    }
-    note = folder / "last_checkpoint"
-    named = Path(note.read_text().strip()) if note.is_file() else Path()
-    if not number:
-        return named if named.is_file() else None
-    newest = max(number, key=lambda path: (path.stat().st_mtime, number[path]))
-    noted = folder / named.name
-    if noted in number and number[newest] <= number[noted]:
-        return noted
-    return newest

@@ -7,6 +7,31 @@ import torch.nn.functional as F
 __all__ = ["PathGate"]
 
 
+class _NormedMean(nn.Module):
+    """Mean over tokens of a layer norm: (batch, paths, tokens, channels) to (batch, paths, channels).
+
+    The normed tokens are never written: for large maps they would be the largest tensor of the network.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5, device=None, dtype=None):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
+
+    def reset_parameters(self) -> None:
+        """As a layer norm starts."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, y: torch.Tensor) -> torch.Tensor:
+        wide = y.to(torch.promote_types(y.dtype, torch.float32))
+        variance, mean = torch.var_mean(wide, dim=[-1], correction=0, keepdim=True)
+        scale = torch.rsqrt(variance + self.eps)
+        total = torch.matmul(scale.transpose(2, 3), wide) - (scale * mean).sum(dim=2, keepdim=True)
+        return (total.squeeze(2) / y.shape[2]).to(y.dtype) * self.weight + self.bias
+
+
 class PathGate(nn.Module):
     """Weighs the channels of each path by a squeeze-and-excite gate of its own statistics, then sums the paths.
 
@@ -18,22 +43,13 @@ class PathGate(nn.Module):
     def __init__(self, channels: int, ratio: float = 0.125, device=None, dtype=None):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.norm = nn.LayerNorm(channels, **dd)
+        self.norm = _NormedMean(channels, **dd)
         self.reduce = nn.Linear(channels, int(channels * ratio), **dd)
         self.expand = nn.Linear(int(channels * ratio), channels, **dd)
 
-    def _normed_mean(self, y: torch.Tensor) -> torch.Tensor:
-        """Mean over tokens of norm(y), (batch, paths, channels), without writing norm(y): for large maps that would be
-        the largest tensor of the network."""
-        wide = y.to(torch.promote_types(y.dtype, torch.float32))
-        variance, mean = torch.var_mean(wide, dim=[-1], correction=0, keepdim=True)
-        scale = torch.rsqrt(variance + self.norm.eps)
-        total = torch.matmul(scale.transpose(2, 3), wide) - (scale * mean).sum(dim=2, keepdim=True)
-        return (total.squeeze(2) / y.shape[2]).to(y.dtype) * self.norm.weight + self.norm.bias
-
     def forward(self, y: torch.Tensor) -> torch.Tensor:
         """(batch, paths, tokens, channels) to (batch, 1, tokens, channels)."""
-        gate = F.gelu(self.reduce(self._normed_mean(y)))
+        gate = F.gelu(self.reduce(self.norm(y)))
         gate = torch.sigmoid(self.expand(gate)).unsqueeze(2).to(y.dtype)
         out = y[:, 0] * gate[:, 0]
         for k in range(1, y.shape[1]):

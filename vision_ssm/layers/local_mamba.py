@@ -5,7 +5,6 @@ from typing import List, Literal  # noqa: UP035 - TorchScript needs the typing f
 
 import torch
 
-from ..ops import causal_conv1d
 from ..scan import ScanPath, scan_tables
 from .gate import PathGate
 from .path_mamba import PathMamba
@@ -41,7 +40,7 @@ class LocalMamba(PathMamba):
     def forward(self, x: torch.Tensor, grid: List[int]) -> torch.Tensor:
         u, z = self.in_proj(x).unsqueeze(1).chunk(2, dim=-1)
         read = scan_tables(self.scan_paths, grid, x)[0]
-        u = causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, read)
+        u = self.conv1d(u, read)
         tables = scan_tables(self.scan_paths, grid, x, True)
         if "restored" in self.scan_paths:  # gated before it is put back, and put back otherwise than it was taken
             gates = z[:, 0, read.clamp(min=0).long()]

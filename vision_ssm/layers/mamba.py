@@ -1,7 +1,7 @@
 """Mamba token mixers on sequences: causal and bidirectional."""
 
 import math
-from typing import Literal
+from typing import List, Literal, Optional  # noqa: UP035 - TorchScript needs the typing forms
 
 import torch
 import torch.nn as nn
@@ -19,7 +19,7 @@ def auto_rank(dim: int, dt_rank: int | Literal["auto"] = "auto") -> int:
 
 
 class DepthwiseConv1d(nn.Module):
-    """Parameters of K causal depthwise convolutions with SiLU: weight (K, channels, width), bias (K, channels)."""
+    """K causal depthwise convolutions with SiLU, one a path: weight (K, channels, width), bias (K, channels)."""
 
     def __init__(self, channels: int, width: int, paths: int = 1, bias: bool = True, device=None, dtype=None):
         super().__init__()
@@ -35,11 +35,17 @@ class DepthwiseConv1d(nn.Module):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
+    def forward(
+        self, x: torch.Tensor, tables: Optional[torch.Tensor] = None, mirrored: Optional[List[bool]] = None
+    ) -> torch.Tensor:
+        """The arguments and the result are those of `causal_conv1d`."""
+        return causal_conv1d(x, self.weight, self.bias, tables, mirrored)
+
 
 class Mamba(nn.Module):
     """Mamba mixer, (batch, length, dim) to (batch, length, dim), in one direction or in both.
 
-    - None: the causal mixer of Mamba (arXiv 2312.00752).
+    - False or None: the causal mixer of Mamba (arXiv 2312.00752).
     - "v1": Vim's first form. Both scans read the forward convolution and share projections and skip; A is separate.
     - "v2": Vim (arXiv 2401.09417). Each direction has its own convolution, projections and A.
 
@@ -60,7 +66,7 @@ class Mamba(nn.Module):
         d_conv: int = 4,
         expand: int = 2,
         dt_rank: int | Literal["auto"] = "auto",
-        bidirectional: Literal["v1", "v2"] | None = None,
+        bidirectional: Literal["v1", "v2", False] | None = None,
         average: bool = True,
         bias: bool = False,
         conv_bias: bool = True,
@@ -69,28 +75,28 @@ class Mamba(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        if bidirectional not in (None, "v1", "v2"):
-            raise ValueError(f"`bidirectional` is {bidirectional!r}: expected None, 'v1' or 'v2'")
+        if bidirectional not in (None, False, "v1", "v2"):
+            raise ValueError(f"`bidirectional` is {bidirectional!r}: expected False, 'v1' or 'v2'")
         dd = {"device": device, "dtype": dtype}
         channels = expand * dim
-        paths, convs = (1 if bidirectional is None else 2), (2 if bidirectional == "v2" else 1)
+        paths, convs = (2 if bidirectional else 1), (2 if bidirectional == "v2" else 1)
         self.in_proj = nn.Linear(dim, 2 * channels, bias=bias, **dd)
         self.conv1d = DepthwiseConv1d(channels, d_conv, convs, conv_bias, **dd)
-        self.ssm = SelectiveSSM(channels, d_state, auto_rank(dim, dt_rank), paths, shared=bidirectional == "v1", **dd)
+        scale = 0.5 if bidirectional == "v2" and average else 1.0
+        shared = bidirectional == "v1"
+        self.ssm = SelectiveSSM(channels, d_state, auto_rank(dim, dt_rank), paths, shared, scale=scale, **dd)
         self.out_proj = nn.Linear(channels, dim, bias=bias, **dd)
         self.layer_scale = layer_scale or 0.0
         self.gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale, **dd))
         self.mirrored = [False, True][:convs]
-        self.two_way = bidirectional is not None
-        self.scale = 0.5 if bidirectional == "v2" and average else 1.0
+        self.two_way = bool(bidirectional)
         self.scan_paths = _BOTH_WAYS
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         u, z = self.in_proj(x).unsqueeze(1).chunk(2, dim=-1)
-        u = causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, None, self.mirrored)
+        u = self.conv1d(u, None, self.mirrored)
         tables = scan_tables(self.scan_paths, [x.shape[1]], x) if self.two_way else None
-        y = self.ssm(u, tables, z).squeeze(1)
-        y = nn.functional.linear(y, self.out_proj.weight * self.scale, self.out_proj.bias)
+        y = self.out_proj(self.ssm(u, tables, z).squeeze(1))
         return y if self.gamma is None else y * self.gamma
 
 

@@ -2,9 +2,7 @@
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
-from ..ops import causal_conv1d
 from ..scan import bidirectional, path_text, row, scan_tables
 from .mamba import DepthwiseConv1d, Mamba, auto_rank
 from .ssm import SelectiveSSM
@@ -32,7 +30,7 @@ class TwinMamba(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         u, z = self.in_proj(x).unflatten(2, (2, 2, -1)).permute(3, 0, 2, 1, 4)  # each (batch, 2, length, channels)
-        u = causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, None, [False, True])
+        u = self.conv1d(u, None, [False, True])
         y = self.ssm(u, scan_tables(_BOTH_WAYS, [x.shape[1]], x), z, merge=False)
         return self.out_proj(y.sum(1))
 
@@ -52,13 +50,13 @@ class SiameseMamba(Mamba):
 
     def __init__(self, dim: int, d_state: int = 16, device=None, dtype=None):
         super().__init__(dim, d_state, device=device, dtype=dtype)
+        self.ssm.scale = 0.25
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.cat([x, x.flip(2)])
         u, z = self.in_proj(x).unsqueeze(1).chunk(2, dim=-1)
         # The way back needs no reversed copy: the convolution is mirrored and the scan reads its steps from the end.
         tables = scan_tables(_BACKWARD, [x.shape[1]], x)
-        y = self.ssm(causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, None, [False]), None, z)
-        y = y + self.ssm(causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, None, [True]), tables, z)
-        y = F.linear(y.squeeze(1), self.out_proj.weight * 0.25).unflatten(0, (2, -1))
-        return y[0] + y[1].flip(2)
+        y = self.ssm(self.conv1d(u, None, [False]), None, z) + self.ssm(self.conv1d(u, None, [True]), tables, z)
+        plain, turned = self.out_proj(y.squeeze(1)).chunk(2)
+        return plain + turned.flip(2)

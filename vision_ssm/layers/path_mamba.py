@@ -6,7 +6,6 @@ from typing import List, Literal  # noqa: UP035 - TorchScript needs the typing f
 import torch
 import torch.nn as nn
 
-from ..ops import causal_conv1d
 from ..scan import ScanPath, column, path_text, row, scan_tables
 from .mamba import DepthwiseConv1d, auto_rank
 from .ssm import SelectiveSSM
@@ -43,18 +42,17 @@ class PathMamba(nn.Module):
         dd = {"device": device, "dtype": dtype}
         channels = expand * dim
         self.scan_paths = path_text(paths)
-        self.scale = scale
         self.in_proj = nn.Linear(dim, 2 * channels, bias=False, **dd)
         self.conv1d = DepthwiseConv1d(channels, d_conv, len(paths), **dd)
-        self.ssm = SelectiveSSM(channels, d_state, auto_rank(dim, dt_rank), len(paths), **dd)
+        self.ssm = SelectiveSSM(channels, d_state, auto_rank(dim, dt_rank), len(paths), scale=scale, **dd)
         self.out_proj = nn.Linear(channels, dim, bias=False, **dd)
 
     def forward(self, x: torch.Tensor, grid: List[int]) -> torch.Tensor:
         u, z = self.in_proj(x).unsqueeze(1).chunk(2, dim=-1)
         read = scan_tables(self.scan_paths, grid, x)[0]
-        u = causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, read)
-        y = self.ssm(u, scan_tables(self.scan_paths, grid, x, True), z, x.shape[1]).squeeze(1)
-        return nn.functional.linear(y, self.out_proj.weight * self.scale)
+        u = self.conv1d(u, read)
+        y = self.ssm(u, scan_tables(self.scan_paths, grid, x, True), z, x.shape[1])
+        return self.out_proj(y.squeeze(1))
 
 
 class TriOrientatedMamba(PathMamba):

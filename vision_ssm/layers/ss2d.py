@@ -8,7 +8,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import get_act_layer
 
-from ..ops import scan_tokens
 from ..scan import ScanPath, cross, path_text, row, scan_tables
 from .gate import PathGate
 from .mamba import auto_rank
@@ -68,7 +67,7 @@ class SS2D(nn.Module):
         d_conv: kernel of the depthwise convolution, below 2 for none (the activation stays).
         conv_bias: bias of that convolution.
         act: activation after the convolution, by timm name.
-        gate: "silu", "linear" (ungated activation) or None.
+        gate: "silu", "linear" (ungated activation) or False for none; None says the same.
         out_norm: between scan and gate.
         out_act: GELU after `out_norm`.
         path_gate: weigh each path's output by LocalMamba's gate before the sum.
@@ -85,7 +84,7 @@ class SS2D(nn.Module):
         d_conv: int = 3,
         conv_bias: bool = True,
         act: str = "silu",
-        gate: Literal["silu", "linear"] | None = "silu",
+        gate: Literal["silu", "linear", False] | None = "silu",
         out_norm: OutNorm = "layer",
         out_act: bool = False,
         path_gate: bool = False,
@@ -95,8 +94,8 @@ class SS2D(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        if gate not in (None, "silu", "linear"):
-            raise ValueError(f"`gate` is {gate!r}: expected 'silu', 'linear' or None")
+        if gate not in (None, False, "silu", "linear"):
+            raise ValueError(f"`gate` is {gate!r}: expected 'silu', 'linear' or False")
         dd = {"device": device, "dtype": dtype}
         paths = cross() if paths is None else tuple(paths)
         channels = int(expand * dim)
@@ -154,21 +153,7 @@ class CascadeSS2D(SS2D):
         u = F.layer_norm(x, [channels]).reshape(batch * height, 1, width, channels)
         tables = scan_tables(self.scan_paths, [width], x)
         tables = torch.stack([tables[0, :2], tables[0, :1].expand(2, -1)])  # written in step order
-        ssm, R, N = self.ssm, self.ssm.dt_rank, self.ssm.d_state
-        own = slice(first, first + 2)
-        p = torch.matmul(u, ssm.x_proj[own].transpose(1, 2))
-        y = scan_tokens(
-            u,
-            p[..., :R],
-            ssm.A()[own],
-            p[..., R : R + N].unsqueeze(3),
-            p[..., R + N :].unsqueeze(3),
-            ssm.D[own],
-            None,
-            ssm.dt_bias[own],
-            ssm.dt_proj[own],
-            tables,
-        )
+        y = self.ssm(u, tables, paths=[first, first + 2])
         return y.view(batch, height, width, channels)
 
     def __init__(self, dim: int, **kwargs):

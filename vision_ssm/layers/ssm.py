@@ -1,7 +1,7 @@
 """The selective state-space core that all mixers share: input-dependent (delta, B, C), then a scan along paths."""
 
 import math
-from typing import Optional
+from typing import List, Optional  # noqa: UP035 - TorchScript needs the typing forms
 
 import torch
 import torch.nn as nn
@@ -25,6 +25,7 @@ class SelectiveSSM(nn.Module):
         paths: number of scan paths.
         shared: one projection and skip for all paths, only A of their own (Vim v1).
         dt_min, dt_max, dt_floor: range of the initial step sizes, log-uniform (Mamba's initialisation).
+        scale: of the output.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class SelectiveSSM(nn.Module):
         dt_min: float = 1e-3,
         dt_max: float = 0.1,
         dt_floor: float = 1e-4,
+        scale: float = 1.0,
         device=None,
         dtype=None,
     ):
@@ -44,6 +46,7 @@ class SelectiveSSM(nn.Module):
         dd = {"device": device, "dtype": dtype}
         self.channels, self.d_state, self.dt_rank, self.paths = channels, d_state, dt_rank, paths
         self.dt_range = dt_min, dt_max, dt_floor
+        self.scale = scale
         sets = 1 if shared else paths
         self.x_proj = nn.Parameter(torch.empty(sets, dt_rank + 2 * d_state, channels, **dd))
         self.dt_proj = nn.Parameter(torch.empty(sets, channels, dt_rank, **dd))
@@ -65,6 +68,9 @@ class SelectiveSSM(nn.Module):
         self.A_log.copy_(steps.log().expand_as(self.A_log))
         nn.init.ones_(self.D)
 
+    def _of(self, parameter: torch.Tensor, paths: Optional[List[int]]) -> torch.Tensor:
+        return parameter if paths is None or parameter.shape[0] == 1 else parameter[paths[0] : paths[1]]
+
     def A(self) -> torch.Tensor:
         """The state matrix, (paths, channels, d_state), negative, in float32 at least."""
         return -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
@@ -76,27 +82,32 @@ class SelectiveSSM(nn.Module):
         z: Optional[torch.Tensor] = None,
         out_tokens: Optional[int] = None,
         merge: bool = True,
+        paths: Optional[List[int]] = None,
     ) -> torch.Tensor:
-        """Scan `u` (batch, K or 1, tokens, channels); the other arguments and the result are `scan_tokens`'s."""
-        R, N, K = self.dt_rank, self.d_state, self.paths
+        """Scan `u` (batch, K or 1, tokens, channels); the other arguments and the result are `scan_tokens`'s.
+
+        `paths` [first, end] takes the parameters of these paths alone.
+        """
+        R, N, K = self.dt_rank, self.d_state, self.paths if paths is None else paths[1] - paths[0]
+        x_proj, D = self._of(self.x_proj, paths), self._of(self.D, paths)
         if u.shape[1] == 1:  # one sequence: one matrix product serves all paths
-            x = F.linear(u[:, 0], self.x_proj.flatten(0, 1))
-            x = x.view(x.shape[0], x.shape[1], -1, R + 2 * N).transpose(1, 2)
+            x = F.linear(u[:, 0], x_proj.flatten(0, 1)).unflatten(2, [x_proj.shape[0], R + 2 * N]).transpose(1, 2)
         else:
-            x = torch.bmm(u.transpose(0, 1).flatten(1, 2), self.x_proj.transpose(1, 2))
-            x = x.view(K, u.shape[0], u.shape[2], -1).transpose(0, 1)
-        x = x.expand(-1, K, -1, -1)
-        dt, B, C = x.split([R, N, N], dim=-1)
+            x = torch.bmm(u.transpose(0, 1).flatten(1, 2), x_proj.transpose(1, 2))
+            x = x.view(K, u.shape[0], u.shape[2], R + 2 * N).transpose(0, 1)
+        dt, B, C = x.expand(-1, K, -1, -1).split([R, N, N], dim=-1)
+        if self.scale != 1.0:  # the output is linear in C and D, which are small
+            C, D = C * self.scale, D * self.scale
         return scan_tokens(
             u,
             dt,
-            self.A(),
+            self._of(self.A(), paths),
             B.unsqueeze(3),
             C.unsqueeze(3),
-            self.D.expand(K, -1),
+            D.expand(K, -1),
             z,
-            self.dt_bias.expand(K, -1),
-            self.dt_proj.expand(K, -1, -1),
+            self._of(self.dt_bias, paths).expand(K, -1),
+            self._of(self.dt_proj, paths).expand(K, -1, -1),
             tables,
             out_tokens,
             True,

@@ -30,7 +30,7 @@ from .lma_unet import LMaUNet  # noqa: E402
 from .mamba_nd import MambaND  # noqa: E402
 from .mamba_unet import MambaUNet  # noqa: E402
 from .medmamba import MedMamba  # noqa: E402
-from .nnmamba import NnMambaClassifier, NnMambaLandmark, NnMambaSeg  # noqa: E402
+from .nnmamba import NnMambaClassifier, NnMambaLandmark, NnMambaNNUNet, NnMambaSeg  # noqa: E402
 from .partners import SwinUNet, UNet  # noqa: E402
 from .plans import plan_arguments  # noqa: E402
 from .segmamba import SegMamba  # noqa: E402
@@ -49,6 +49,7 @@ __all__ = [
     "MedMamba",
     "NnMambaClassifier",
     "NnMambaLandmark",
+    "NnMambaNNUNet",
     "NnMambaSeg",
     "SegMamba",
     "SwinUMamba",

@@ -49,13 +49,6 @@ class DenseNetwork(Network):
             if hasattr(module, "grad_checkpointing"):
                 module.grad_checkpointing = enable
 
-    def _init_layer(self, module: nn.Module, name: str) -> None:
-        """nnU-Net's start: convolutions from He's normal distribution for a slope of 0.01, their biases 0."""
-        if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-            nn.init.kaiming_normal_(module.weight, a=0.01)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
 
 class SupervisedDecoder(nn.Module):
     """Base of decoders with one head a level, deepest first; heads that the decoder was made without are identities.

@@ -8,9 +8,27 @@ from typing import Literal
 import torch
 import torch.nn as nn
 
-__all__ = ["ConvLayers", "ResidualBlock", "UpBlock"]
+__all__ = ["ConvLayers", "InstanceNorm2d", "InstanceNorm3d", "ResidualBlock", "UpBlock", "init_convolution"]
 
 Size = int | Sequence[int]
+
+
+class _EmptyBatches(nn.Module):
+    """An instance norm that takes empty batches, which PyTorch's refuses where it has a scale."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.affine and not torch.jit.is_tracing() and x.shape[0] == 0:
+            scale, shift = (p.unflatten(0, (-1,) + (1,) * (x.dim() - 2)) for p in (self.weight, self.bias))
+            return x * scale + shift
+        return super().forward(x)
+
+
+class InstanceNorm2d(_EmptyBatches, nn.InstanceNorm2d):
+    """`nn.InstanceNorm2d` for any batch."""
+
+
+class InstanceNorm3d(_EmptyBatches, nn.InstanceNorm3d):
+    """`nn.InstanceNorm3d` for any batch."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +82,7 @@ class ConvLayers:
         """Norm of the style."""
         if self.norm == "batch":
             return (nn.BatchNorm2d if self.dims == 2 else nn.BatchNorm3d)(channels, **self.dd)
-        kind = nn.InstanceNorm2d if self.dims == 2 else nn.InstanceNorm3d
+        kind = InstanceNorm2d if self.dims == 2 else InstanceNorm3d
         return kind(channels, affine=self.norm == "instance", **self.dd)
 
     def act(self) -> nn.Module:
@@ -79,6 +97,18 @@ class ConvLayers:
     def conv_norm_act(self, in_chans: int, out_chans: int, kernel: Size = 3, stride: Size = 1) -> nn.Sequential:
         """Convolution, norm, activation."""
         return nn.Sequential(self.conv(in_chans, out_chans, kernel, stride), self.make_norm(out_chans), self.act())
+
+
+def init_convolution(module: nn.Module) -> None:
+    """nnU-Net's start (its `InitWeights_He`), for networks that it builds from a plan in their references.
+
+    A convolution's weight is drawn from He's normal distribution for a slope of 0.01, its bias is 0; other modules stay
+    as they are.
+    """
+    if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        nn.init.kaiming_normal_(module.weight, a=0.01)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 class ResidualBlock(nn.Module):

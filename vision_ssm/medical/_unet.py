@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from ..checkpoints import rename
 from ._base import DenseNetwork, SupervisedDecoder, drop_heads, run
-from ._conv import ConvLayers, ResidualBlock, Size
+from ._conv import ConvLayers, ResidualBlock, Size, init_convolution
 from .plans import Plan
 
 __all__ = ["Decoder", "MixerUNet", "plain_blocks", "resnet_d_blocks", "unet_names"]
@@ -140,7 +140,7 @@ class MixerUNet(DenseNetwork):
         return tuple(math.ceil(96 / multiple) * multiple for multiple in self.multiples)
 
     def _init_layer(self, module: nn.Module, name: str) -> None:
-        super()._init_layer(module, name)
+        init_convolution(module)
         if self.zero_last_norms and isinstance(module, ResidualBlock):
             nn.init.zeros_(module.norm2.weight)
             nn.init.zeros_(module.norm2.bias)

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
-from timm.layers import calculate_drop_path_rates, trunc_normal_
+from timm.layers import calculate_drop_path_rates
 from timm.models._manipulate import adapt_input_conv
 
-from ..checkpoints import VSS_NAMES, check_state_dict, converting, fit_shapes, read, rename
+from ..checkpoints import VSS_NAMES, check_state_dict, fit_shapes, read_state_dict, rename
 from ..layers import SS2D
 from ..models import vmamba
+from ..models._initialisation import init_linear
 from ..models.vmamba import PatchMerging, VSSBlock, patch_stem
 from ._base import DenseNetwork, SupervisedDecoder, run
 
@@ -30,19 +31,35 @@ def vss_blocks(dims: Sequence[int], rates: Sequence[Sequence[float]], **dd) -> l
 
 
 class BlockStage(nn.Module):
-    """Blocks on a map (batch, height, width, channels), which keep its shape. `downsample` stands before them."""
+    """Blocks on a map (batch, height, width, channels), which keep its shape."""
 
     grad_checkpointing = False
 
-    def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None = None):
+    def __init__(self, blocks: Sequence[nn.Module]):
         super().__init__()
-        self.downsample = downsample or nn.Identity()
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
             x = run(block, self.grad_checkpointing, x)
         return x
+
+
+class _EncoderStage(nn.Module):
+    """Downsampling of a map (batch, channels, height, width), then blocks; returns what enters and what leaves them."""
+
+    grad_checkpointing = False
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]):
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = entry = self.downsample(x).permute(0, 2, 3, 1)
+        for block in self.blocks:
+            x = run(block, self.grad_checkpointing, x)
+        return entry, x
 
 
 class VSSEncoder(nn.Module):
@@ -73,7 +90,7 @@ class VSSEncoder(nn.Module):
         dd = {"device": device, "dtype": dtype}
         self.stem = stem or patch_stem(in_chans, dim, **dd)
         self.stages = nn.ModuleList(
-            BlockStage(stage, PatchMerging(dim * 2 ** (i - 1), odd="crop", **dd) if i else None)
+            _EncoderStage(PatchMerging(dim * 2 ** (i - 1), odd="crop", **dd) if i else nn.Identity(), stage)
             for i, stage in enumerate(blocks)
         )
         self.norm = nn.LayerNorm(dim * 2 ** (len(blocks) - 1), **dd) if norm else nn.Identity()
@@ -82,9 +99,10 @@ class VSSEncoder(nn.Module):
         entries, outputs = [], []
         x = self.stem(x)
         for stage in self.stages:
-            entries.append(stage.downsample(x).permute(0, 2, 3, 1))
-            outputs.append(stage(entries[-1]))
-            x = outputs[-1].permute(0, 3, 1, 2)
+            entry, output = stage(x)
+            entries.append(entry)
+            outputs.append(output)
+            x = output.permute(0, 3, 1, 2)
         outputs[-1] = self.norm(outputs[-1])
         return entries, outputs
 
@@ -169,9 +187,7 @@ class VSSNetwork(DenseNetwork):
 
     def _init_layer(self, module: nn.Module, name: str) -> None:
         if isinstance(module, nn.Linear):
-            trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+            init_linear(module)
 
     def prepare(self, x: torch.Tensor) -> torch.Tensor:
         """The checked input; a grey image is repeated for a network of three channels, as the references do."""
@@ -203,11 +219,11 @@ def load_encoder(model: VSSNetwork, source: str | Path | Mapping) -> VSSNetwork:
         The network.
 
     Raises:
-        CheckpointError: keys are missing, unexpected or of another shape; they are named.
-        FileNotFoundError, ValueError: no file, or none that can be read. No code of the file is run.
+        CheckpointError: keys are missing, unexpected, of another shape or not finite; they are named. Or the source is
+            no checkpoint.
+        FileNotFoundError: no such file. No code of the file is run.
     """
-    with converting(source, model):
-        published = vmamba.checkpoint_filter_fn(read(source), model.encoder)
+    published = read_state_dict(source, model.encoder, vmamba.checkpoint_filter_fn)
     names, own = model.vmamba_names(), model.state_dict()
     start = {name: published[theirs] for name, theirs in names.items() if theirs in published}
     stem = start.get("encoder.stem.0.weight")

@@ -18,6 +18,7 @@ from timm.models import generate_default_cfgs, register_model
 from ..cards import facts
 from ..checkpoints import mamba_parameters, rename, stack_paths, unwrap
 from ..layers import TwinMamba
+from ..scan import fix_in_trace
 from ._base import create, drop_heads, network_cfg
 from ._conv import ConvLayers, Size
 from ._tokens import TokenMixer
@@ -39,6 +40,7 @@ class PixelMixer(TokenMixer):
 
     def _mix(self, x: torch.Tensor) -> torch.Tensor:
         sides = x.shape[2:]
+        fix_in_trace(sides, "a map")
         if any(side % step for side, step in zip(sides, self.period)):
             return super()._mix(x)
         dims = len(sides)
@@ -62,6 +64,7 @@ class WindowMixer(TokenMixer):
         self.period = period
 
     def _mix(self, x: torch.Tensor) -> torch.Tensor:
+        fix_in_trace(x.shape[2:], "a map")
         if self.period == 1 or any(side % self.period for side in x.shape[2:]):
             return x + super()._mix(x)
         pool = F.avg_pool2d if x.dim() == 4 else F.avg_pool3d
@@ -87,10 +90,10 @@ class LMaUNet(MixerUNet):
         dims: int = 3,
         window: Sequence[int] | None = None,
         features: Sequence[int] = (32, 64, 128, 256, 320, 320),
-        kernels: Sequence[Size] | None = None,
-        strides: Sequence[Size] | None = None,
-        depths: Sequence[int] | None = None,
-        decoder_depths: Sequence[int] | None = None,
+        kernels: int | Sequence[Size] | None = None,
+        strides: int | Sequence[Size] | None = None,
+        depths: int | Sequence[int] | None = None,
+        decoder_depths: int | Sequence[int] | None = None,
         in_chans: int = 1,
         num_classes: int = 14,
         deep_supervision: bool = False,

@@ -12,13 +12,15 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from timm.layers import DropPath
 from timm.models import generate_default_cfgs, register_model
 
 from ..cards import facts
 from ..checkpoints import mamba_parameters, rename, stack_paths, unwrap
 from ..layers import PathMamba
-from ..scan import Axes
+from ..models._positions import fit_positions
+from ..scan import Axes, fix_in_trace
 from ._base import DenseNetwork, create, network_cfg, run
 from ._conv import ConvLayers, ResidualBlock, UpBlock
 from ._tokens import as_tokens, in_full_precision
@@ -64,7 +66,8 @@ class MambaND(DenseNetwork):
     """Mamba-ND's UNETR.
 
     Args:
-        input_size: sides of the volume, one number or three, multiples of 16. The position embedding belongs to them.
+        input_size: sides of the volume, one number or three, multiples of 16. The position embedding belongs to them;
+            that of a checkpoint for another size is resized when it is loaded.
         dim: width of the tokens, which are patches of 16 voxels a side.
         features: channels at full resolution.
         depth: blocks of the encoder.
@@ -76,6 +79,7 @@ class MambaND(DenseNetwork):
 
     dims = 3
     multiples = (_PATCH,) * 3
+    num_prefix_tokens = 0
     heads = ("head.",)
 
     def __init__(
@@ -113,6 +117,15 @@ class MambaND(DenseNetwork):
         self.head = layers.conv(features, num_classes, 1, bias=True)
         self.init_weights(needs_reset=False)
 
+    def table_grid(self) -> tuple[int, int, int]:
+        """The grid that the positions are for."""
+        return tuple(self.grid)
+
+    def resized_positions(self, table: torch.Tensor, old: Sequence[int], new: Sequence[int]) -> torch.Tensor:
+        """Positions (1, tokens, dim) for another grid, trilinear."""
+        volume = table.unflatten(1, tuple(old)).permute(0, 4, 1, 2, 3)
+        return as_tokens(F.interpolate(volume.float(), tuple(new), mode="trilinear")).to(table.dtype)
+
     def reset_parameters(self) -> None:
         """Positions start at 0, as in the reference."""
         nn.init.zeros_(self.pos_embed)
@@ -136,6 +149,7 @@ class MambaND(DenseNetwork):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.check_input(x)
+        fix_in_trace(x.shape[2:], "volumes")
         if tuple(x.shape[2:]) != self.input_size:
             raise ValueError(
                 f"input of {tuple(x.shape[2:])}: expected {self.input_size}, the size that the positions are for; use "
@@ -169,10 +183,10 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     """A state dict of Mamba-ND's UNETR in this package's names, without the last block, which has no effect."""
     state_dict = unwrap(state_dict)
     if not any(name.startswith("vit.") for name in state_dict):
-        return state_dict
+        return fit_positions(state_dict, model)
     unread = f"vit.layers.{len(model.blocks)}."
     used = {name: value for name, value in state_dict.items() if not name.startswith(unread)}
-    return stack_paths(rename(used, _NAMES), mamba_parameters())
+    return fit_positions(stack_paths(rename(used, _NAMES), mamba_parameters()), model)
 
 
 _VARIANTS = {

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
-from timm.layers import DropPath, calculate_drop_path_rates, trunc_normal_
+from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 
 from ..cards import facts
 from ..checkpoints import VSS_NAMES, fit_shapes, rename, unwrap
 from ..layers import SS2D
 from ..models._base import build
+from ..models._initialisation import init_linear
 from ..models._staged import Stage, StagedBackbone
 from ..models.vmamba import PatchMerging, patch_stem
 from ._base import network_cfg
@@ -98,9 +99,7 @@ class MedMamba(StagedBackbone):
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.Linear):
-            trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+            init_linear(module)
 
 
 _NAMES = [

@@ -7,7 +7,8 @@ Reference code: https://github.com/ziyangwang007/Mamba-UNet (Apache-2.0).
 `cosupervision` has the losses that join them.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import MutableMapping, Sequence
 
 import torch
 import torch.nn as nn
@@ -16,7 +17,9 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.swin_transformer import SwinTransformerBlock
 
 from ..cards import facts
-from ..checkpoints import rename, unwrap
+from ..checkpoints import CheckpointError, rename, unwrap
+from ..models._positions import fit_positions, stated_grid
+from ..scan import fix_in_trace
 from ._base import DenseNetwork, create, network_cfg, run
 from ._conv import ConvLayers
 from ._vss import drop_path_rates
@@ -83,9 +86,6 @@ class UNet(DenseNetwork):
         self.decoder = _UNetDecoder(layers, features)
         self.head = layers.conv(features[0], num_classes)
 
-    def _init_layer(self, module: nn.Module, name: str) -> None:
-        """PyTorch's start, as in the reference."""
-
     def get_classifier(self) -> nn.Module:
         """The convolution to classes."""
         return self.head
@@ -97,6 +97,13 @@ class UNet(DenseNetwork):
             x = run(stage, self.grad_checkpointing, F.max_pool2d(x, 2) if i else x)
             maps.append(x)
         return self.head(self.decoder(x, maps[:-1]))
+
+
+class _SwinBlock(SwinTransformerBlock):
+    """timm's block, also for an empty batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if not torch.jit.is_tracing() and x.shape[0] == 0 else super().forward(x)
 
 
 class SwinUNet(ExpandUNet):
@@ -137,7 +144,7 @@ class SwinUNet(ExpandUNet):
         def blocks(i: int) -> list[nn.Module]:
             grid = tuple(side // (4 * 2**i) for side in sides)
             return [
-                SwinTransformerBlock(
+                _SwinBlock(
                     dim * 2**i, grid, num_heads[i], window_size=window_size, shift_size=j % 2 * (window_size // 2),
                     drop_path=rate, **dd,
                 )
@@ -148,7 +155,30 @@ class SwinUNet(ExpandUNet):
         super().__init__(
             [blocks(i) for i in stages], [blocks(i) for i in stages[-2::-1]], dim, in_chans, num_classes, **dd
         )
-        self.img_size = sides
+        self.img_size, self.window_size = sides, window_size
+
+    def table_grid(self) -> tuple[int, ...]:
+        """The image size, from which the windows of the relative positions follow."""
+        return self.img_size
+
+    def fit_tables(self, state_dict: MutableMapping[str, torch.Tensor], prefix: str = "") -> None:
+        """Refuse tables for other windows, also those of as many rows; windows are cut to maps that are smaller."""
+        stated = stated_grid(state_dict, prefix, 2)
+        for name, block in self.named_modules():
+            if not isinstance(block, _SwinBlock):
+                continue
+            table, windows = state_dict.get(f"{prefix}{name}.attn.relative_position_bias_table"), block.window_size
+            if stated is not None:
+                stride = self.img_size[0] // block.input_resolution[0]
+                windows = tuple(min(side // stride, self.window_size) for side in stated)
+            elif table is not None and math.isqrt(len(table)) ** 2 == len(table):  # a square window, as published
+                windows = ((math.isqrt(len(table)) + 1) // 2,) * 2
+            if windows != block.window_size:
+                raise CheckpointError(
+                    f"{prefix}{name} of the checkpoint has windows of {windows[0]}x{windows[1]}, expected "
+                    f"{block.window_size[0]}x{block.window_size[1]}: make the network with the `img_size` that the "
+                    "checkpoint is for"
+                )
 
     def nominal_sides(self) -> tuple[int, ...]:
         """The size that the windows are for."""
@@ -157,6 +187,7 @@ class SwinUNet(ExpandUNet):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if tuple(x.shape[2:]) != self.img_size:
             raise ValueError(f"input of {tuple(x.shape[2:])}: expected {self.img_size}, the network's `img_size`")
+        fix_in_trace(x.shape[2:], "images")
         return super().forward(x)
 
 
@@ -178,7 +209,8 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     if isinstance(model, UNet):
         return rename(state_dict, _UNET_NAMES)
     computed = ("attn_mask", "relative_position_index")
-    return expand_unet_names({k: v for k, v in state_dict.items() if not k.endswith(computed)}, model)
+    kept = {k: v for k, v in state_dict.items() if not k.endswith(computed)}
+    return fit_positions(expand_unet_names(kept, model), model)
 
 
 _VARIANTS = {

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch.nn as nn
 
+from ._fields import mapping, numbers, per_axis, whole
+
 __all__ = [
     "ABDOMEN_2D",
     "ABDOMEN_3D",
@@ -17,8 +19,10 @@ __all__ = [
     "arch_kwargs",
     "axes",
     "configuration_of",
+    "patch_of",
     "plan_arguments",
     "planned_sizes",
+    "stage_strides",
     "strides_product",
     "with_plan",
 ]  # fmt: skip
@@ -64,19 +68,28 @@ class Plan:
 
     @classmethod
     def complete(cls, dims, features, kernels=None, strides=None, depths=None, decoder_depths=None) -> "Plan":
-        """Kernels of 3, strides of 2 and two blocks where nothing is given; a kernel or stride may be one number.
+        """Kernels of 3, strides of 2 and two blocks where nothing is given.
+
+        A kernel or stride may be one number; one number instead of a list serves every stage (as a stride every stage
+        after the first).
 
         Raises:
             ValueError: a list has another length, or an entry another number of axes.
         """
         stages = len(features)
+
+        def each(value, default: int, count: int) -> Sequence:
+            value = default if value is None else value
+            return [value] * count if isinstance(value, int) else value
+
+        strides = 2 if strides is None else strides
         plan = cls(
             dims,
             tuple(features),
-            axes(kernels or [3] * stages, dims),
-            axes(strides or [1] + [2] * (stages - 1), dims),
-            tuple(depths or [2] * stages),
-            tuple(decoder_depths or [2] * (stages - 1)),
+            axes(each(kernels, 3, stages), dims),
+            axes([1] + [strides] * (stages - 1) if isinstance(strides, int) else strides, dims),
+            tuple(each(depths, 2, stages)),
+            tuple(each(decoder_depths, 2, stages - 1)),
         )
         if stages < 2:
             raise ValueError(f"`features` has {stages} entries: expected two stages or more")
@@ -104,10 +117,10 @@ def configuration_of(plans: Mapping, name: str, source: str = "the plan") -> dic
     Raises:
         ValueError: there is none of that name in `source`.
     """
-    known = plans.get("configurations", {})
-    if name not in known:
+    known = mapping(plans.get("configurations", {}), f"{source}: 'configurations'")
+    if not isinstance(name, str) or name not in known:
         raise ValueError(f"{source} has no configuration {name!r}: expected one of {', '.join(known) or 'none'}")
-    found = dict(known[name])
+    found = dict(mapping(known[name], f"{source}: configuration {name!r}"))
     if parent := found.pop("inherits_from", None):
         others = {key: value for key, value in known.items() if key != name}  # no way round in a circle
         found = configuration_of({"configurations": others}, parent, source) | found
@@ -133,11 +146,16 @@ PLAN_KEYS = frozenset(
 )  # fmt: skip
 
 
+def _layer(name: str) -> object:
+    """The class of PyTorch that a plan names; any other name stays text, since finding it would import it."""
+    return (pydoc.locate(name) if name.startswith("torch.nn.") else None) or name
+
+
 def _check_layers(name: str, dims: int, given: Mapping) -> None:
     for key, supported in _FIXED.items():
         value = given.get(key, supported[0])
         if key in ("conv_op", "norm_op", "dropout_op", "nonlin") and isinstance(value, str):
-            value = pydoc.locate(value) or value
+            value = _layer(value)
         if value not in supported:
             expected = " or ".join(dict.fromkeys(getattr(one, "__name__", str(one)) for one in supported))
             raise ValueError(f"{name}: `{key}` of the plan is {value}: expected {expected}")
@@ -165,32 +183,68 @@ def planned_sizes(name: str, given: Mapping) -> dict:
             if missing
             else f"{name}: the plan has both {' and '.join(_DEPTHS)}"
         )
-    stages = len(given["strides"])
+    strides = stage_strides(given, name)
+    stages, dims = len(strides), len(strides[0])
     if given.get("n_stages", stages) != stages:
         raise ValueError(f"{name}: the plan has {given['n_stages']} stages, but {stages} strides")
-    dims = len(given["strides"][0])
     _check_layers(name, dims, given)
 
-    def each(key: str, count: int) -> tuple[int, ...]:
-        return (given[key],) * count if isinstance(given[key], int) else tuple(given[key])
+    def each(key: str, count: int, least: int = 1) -> tuple[int, ...]:
+        if isinstance(given[key], int):
+            return (whole(given[key], f"{name}: `{key}`", least),) * count
+        return numbers(given[key], f"{name}: `{key}`", least)
 
+    kernels = given["kernel_sizes"]
+    if not isinstance(kernels, Sequence) or isinstance(kernels, str):
+        raise ValueError(f"{name}: `kernel_sizes` is {kernels!r}: expected a list, an entry for each stage")
     return dict(
         features=each("features_per_stage", stages),
-        kernels=axes(given["kernel_sizes"], dims),
-        strides=axes(given["strides"], dims),
+        kernels=axes([per_axis(size, f"{name}: `kernel_sizes[{i}]`", dims) for i, size in enumerate(kernels)], dims),
+        strides=strides,
         depths=each(depths[0], stages),
         decoder_depths=each("n_conv_per_stage_decoder", stages - 1),
     )
 
 
+def stage_strides(given: Mapping, name: str) -> tuple[tuple[int, ...], ...]:
+    """The strides in `arch_kwargs`: of each stage one number for each axis.
+
+    Raises:
+        ValueError: they are of another kind.
+    """
+    strides = given.get("strides")
+    if not isinstance(strides, Sequence) or isinstance(strides, str) or not 0 < len(strides) <= 64:
+        raise ValueError(f"{name}: `strides` is {str(strides)[:60]}: expected a list, an entry for each stage")
+    dims = len(numbers(strides[0], f"{name}: `strides[0]`", most=3))
+    return axes([per_axis(stride, f"{name}: `strides[{i}]`", dims) for i, stride in enumerate(strides)], dims)
+
+
+def patch_of(configuration: Mapping, name: str) -> tuple[int, ...]:
+    """The `patch_size` of a configuration of a plan: voxels along each of two or three axes.
+
+    Raises:
+        ValueError: there is none, or it is of another kind.
+    """
+    if "patch_size" not in configuration:
+        raise ValueError(f"{name} has no 'patch_size'")
+    patch = numbers(configuration["patch_size"], f"{name}: 'patch_size'", most=3)
+    if len(patch) < 2:
+        raise ValueError(f"{name}: 'patch_size' is {list(patch)}: expected two sides, or three")
+    return patch
+
+
 def _present(flat: Mapping) -> dict:
     """The sizes of a configuration of nnU-Net up to 2.2 as `arch_kwargs`."""
-    kernels, width, most = flat["conv_kernel_sizes"], flat["UNet_base_num_features"], flat["unet_max_num_features"]
+    kernels, strides = flat["conv_kernel_sizes"], flat["pool_op_kernel_sizes"]
+    width, most = (whole(flat[key], f"`{key}`") for key in ("UNet_base_num_features", "unet_max_num_features"))
+    for key in ("conv_kernel_sizes", "pool_op_kernel_sizes"):
+        if not isinstance(flat[key], Sequence) or not 0 < len(flat[key]) <= 64:
+            raise ValueError(f"`{key}` is {str(flat[key])[:60]}: expected a list, an entry for each stage")
     return dict(
         n_stages=len(kernels),
         features_per_stage=[min(width * 2**i, most) for i in range(len(kernels))],
-        kernel_sizes=[list(size) for size in kernels],
-        strides=[list(stride) for stride in flat["pool_op_kernel_sizes"]],
+        kernel_sizes=list(kernels),
+        strides=list(strides),
         n_conv_per_stage=flat["n_conv_per_stage_encoder"],
         n_conv_per_stage_decoder=flat["n_conv_per_stage_decoder"],
     )
@@ -204,7 +258,8 @@ def arch_kwargs(configuration: Mapping, name: str = "the plan") -> dict:
     """
     try:
         if "architecture" in configuration:
-            return dict(configuration["architecture"]["arch_kwargs"])
+            given = mapping(configuration["architecture"], f"{name}: 'architecture'")
+            return dict(mapping(given["arch_kwargs"], f"{name}: 'arch_kwargs'"))
         return _present(configuration)
     except KeyError as error:
         raise ValueError(f"{name} has no {error}") from error
@@ -230,16 +285,15 @@ def plan_arguments(plans: str | Path | Mapping, configuration: str = "3d_fullres
     if not isinstance(plans, Mapping):
         try:
             plans = json.loads(Path(plans).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{source} is no JSON: {error}") from error
+        mapping(plans, source)
     plan = configuration_of(plans, configuration, source)
     name = f"{source}: configuration {configuration!r}"
-    if "patch_size" not in plan:
-        raise ValueError(f"{name} has no 'patch_size'")
+    patch = patch_of(plan, name)
     given = arch_kwargs(plan, name)
     sizes = planned_sizes(name, given)
     own = {key: value for key, value in given.items() if key not in PLAN_KEYS | {"name", "input_size"}}
-    patch = tuple(plan["patch_size"])
     return dict(dims=len(patch), input_size=patch, **sizes, **own)
 
 

@@ -17,7 +17,8 @@ from timm.models import generate_default_cfgs, register_model
 
 from ..cards import facts
 from ..checkpoints import mamba_parameters, rename, stack_paths, unwrap
-from ..layers import TriOrientatedMamba
+from ..layers import SelectiveSSM, TriOrientatedMamba
+from ..models._initialisation import SSMInit, checked_ssm_init
 from ._base import DenseNetwork, create, network_cfg, run
 from ._conv import ConvLayers, ResidualBlock, UpBlock
 from ._tokens import TokenMixer
@@ -38,6 +39,17 @@ class _GatedSpatialConv(nn.Module):
         return x + self.out(self.wide(x) + self.narrow(x))
 
 
+class _Stage(nn.Sequential):
+    """Mamba layers, one after another."""
+
+    grad_checkpointing = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self:
+            x = run(layer, self.grad_checkpointing, x)
+        return x
+
+
 class SegMamba(DenseNetwork):
     """SegMamba.
 
@@ -47,6 +59,10 @@ class SegMamba(DenseNetwork):
         depths: Mamba layers of each stage.
         slices: pieces of the third scan in each stage. The published 64, 32, 16, 8 are the slices of a volume of 128;
             at another size they are not slices any more, but it is what trained weights expect.
+        ssm_init: start of the steps along the second and third order. "reference": their bias starts as a linear
+            layer's, around 0, so that steps are about softplus(0) = 0.69, as in the published training. This is an
+            accident of its code, which gives Mamba's start to the forward order alone. "mamba": as the forward order's,
+            0.001 to 0.1.
 
     Shapes: (batch, in_chans, depth, height, width) to (batch, num_classes, depth, height, width). Sides are multiples
     of 16, and the voxels of each stage's map a multiple of its slices (depth * height * width of 2^15 suffices).
@@ -64,6 +80,7 @@ class SegMamba(DenseNetwork):
         slices: Sequence[int] = (64, 32, 16, 8),
         in_chans: int = 1,
         num_classes: int = 13,
+        ssm_init: SSMInit = "reference",
         device=None,
         dtype=None,
     ):
@@ -76,9 +93,7 @@ class SegMamba(DenseNetwork):
         self.downsamples = nn.ModuleList([stem, *halve])
         self.convs = nn.ModuleList(_GatedSpatialConv(layers, dim) for dim in features)
         self.stages = nn.ModuleList(
-            nn.Sequential(
-                *(TokenMixer(dim, TriOrientatedMamba(dim, cut, **dd), residual=True, **dd) for _ in range(depth))
-            )
+            _Stage(*(TokenMixer(dim, TriOrientatedMamba(dim, cut, **dd), residual=True, **dd) for _ in range(depth)))
             for dim, cut, depth in zip(features, slices, depths, strict=True)
         )
         self.taps = nn.ModuleList(
@@ -93,11 +108,14 @@ class SegMamba(DenseNetwork):
         self.ups = nn.ModuleList(UpBlock(unetr, b, a) for a, b in zip(widths[-2::-1], widths[:0:-1], strict=True))
         self.last = ResidualBlock(unetr, features[0], features[0])
         self.head = nn.Conv3d(features[0], num_classes, 1, **dd)
+        self.ssm_init = checked_ssm_init(ssm_init)
         self.init_weights(needs_reset=False)
 
     def _init_layer(self, module: nn.Module, name: str) -> None:
-        """Convolutions start as PyTorch has them; the three step-size projections all as Mamba's (the reference
-        leaves the last two as linear layers start)."""
+        if isinstance(module, SelectiveSSM) and self.ssm_init == "reference":
+            bound = module.dt_rank**-0.5
+            with torch.no_grad():
+                module.dt_bias[1:].uniform_(-bound, bound)
 
     def get_classifier(self) -> nn.Module:
         """The last convolution."""
@@ -107,9 +125,7 @@ class SegMamba(DenseNetwork):
         """The encoder's four maps, after norm and MLP, at strides 2, 4, 8 and 16."""
         maps = []
         for downsample, conv, stage, tap in zip(self.downsamples, self.convs, self.stages, self.taps):
-            x = run(conv, self.grad_checkpointing, downsample(x))
-            for layer in stage:
-                x = run(layer, self.grad_checkpointing, x)
+            x = stage(run(conv, self.grad_checkpointing, downsample(x)))
             maps.append(run(tap, self.grad_checkpointing, x))
         return maps
 

@@ -19,7 +19,7 @@ from ..cards import facts
 from ..checkpoints import unwrap
 from ..models.vmamba import norm2d
 from ._base import SupervisedDecoder, create, drop_heads, network_cfg, run
-from ._conv import ConvLayers, ResidualBlock, UpBlock
+from ._conv import ConvLayers, InstanceNorm2d, ResidualBlock, UpBlock, init_convolution
 from ._vss import ExpandDecoder, VSSEncoder, VSSNetwork, drop_path_rates, vss_blocks, vss_names
 
 __all__ = ["SwinUMamba", "SwinUMambaD"]
@@ -95,7 +95,7 @@ class SwinUMamba(_SwinUMambaBase):
         self.multiples = [2 ** (len(depths) + 1)] * 2
         self.stem = nn.Sequential(
             nn.Conv2d(in_chans, features[0], 7, stride=2, padding=3, **dd),
-            nn.InstanceNorm2d(features[0], affine=True, **dd),
+            InstanceNorm2d(features[0], affine=True, **dd),
         )
         patches = nn.Sequential(nn.Conv2d(features[0], dim, 2, stride=2, **dd), norm2d(dim, **dd))
         blocks = vss_blocks(features[1:], drop_path_rates(drop_path_rate, depths), **dd)
@@ -153,11 +153,9 @@ class SwinUMambaD(_SwinUMambaBase):
         self.init_weights(needs_reset=False)
 
     def _init_layer(self, module: nn.Module, name: str) -> None:
-        super()._init_layer(module, name)
-        if isinstance(module, nn.Conv2d):  # He's for a slope of 0.01, as nnU-Net's, of every convolution here
-            nn.init.kaiming_normal_(module.weight, a=0.01)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        if name.startswith("encoder."):  # the decoder's linear layers start as PyTorch's
+            super()._init_layer(module, name)
+        init_convolution(module)
 
     def vmamba_names(self) -> dict[str, str]:
         """The encoder, with the patch embedding if the images have three channels."""

@@ -57,9 +57,11 @@ class UMamba(MixerUNet):
             scans the channels, and its parameters depend on the size of that map.
         channel_tokens: False scans positions everywhere, so that Enc takes any size; such a network is not U-Mamba's.
         features: of each stage.
-        kernels, strides: of each stage, one number or one for each axis; the first stride is 1.
-        depths, decoder_depths: blocks of each stage, as the plan has them. As in the reference, the deeper half of the
-            encoder and the upper half of the decoder (which starts at its deepest stage) get one block.
+        kernels, strides: of each stage, one number or one for each axis; the first stride is 1. One number instead of
+            the list serves every stage; 3 and 2 by default.
+        depths, decoder_depths: blocks of each stage, as the plan has them, or one number for all; 2 by default. As in
+            the reference, the deeper half of the encoder and the upper half of the decoder (which starts at its deepest
+            stage) get one block.
         deep_supervision: return the logits of every level, full resolution first.
     """
 
@@ -70,10 +72,10 @@ class UMamba(MixerUNet):
         input_size: Sequence[int] = (48, 160, 224),
         channel_tokens: bool = True,
         features: Sequence[int] = (32, 64, 128, 256, 320, 320),
-        kernels: Sequence[Size] | None = None,
-        strides: Sequence[Size] | None = None,
-        depths: Sequence[int] | None = None,
-        decoder_depths: Sequence[int] | None = None,
+        kernels: int | Sequence[Size] | None = None,
+        strides: int | Sequence[Size] | None = None,
+        depths: int | Sequence[int] | None = None,
+        decoder_depths: int | Sequence[int] | None = None,
         in_chans: int = 1,
         num_classes: int = 14,
         deep_supervision: bool = False,
@@ -113,10 +115,10 @@ class UMambaV1(MixerUNet):
         dims: int = 3,
         where: Literal["bottleneck", "encoder"] = "encoder",
         features: Sequence[int] = (32, 64, 128, 256, 320, 320),
-        kernels: Sequence[Size] | None = None,
-        strides: Sequence[Size] | None = None,
-        depths: Sequence[int] | None = None,
-        decoder_depths: Sequence[int] | None = None,
+        kernels: int | Sequence[Size] | None = None,
+        strides: int | Sequence[Size] | None = None,
+        depths: int | Sequence[int] | None = None,
+        decoder_depths: int | Sequence[int] | None = None,
         in_chans: int = 1,
         num_classes: int = 14,
         deep_supervision: bool = False,

@@ -7,21 +7,22 @@ The encoder and the all-MLP head are SegFormer's (Xie et al., arXiv 2105.15203),
 As in the reference, the stages have no last norm, and the clip is cut into `chunks` parts of equal length, which are
 frames for a clip of as many. Left out, since nothing depends on them: SegFormer's norms after the stages and its
 classifier, which published files hold. The output keeps the axis of the frames; the reference's is
-(batch * frames, classes, height, width). Mamba's initial step sizes are kept; the reference sets them all to 0.69.
+(batch * frames, classes, height, width). A fresh network starts as the reference's does before it loads a pretrained
+SegFormer.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.layers import DropPath, trunc_normal_
+from timm.layers import DropPath
 from timm.models import generate_default_cfgs, register_model
 
 from ..cards import facts
 from ..checkpoints import mamba_parameters, rename, stack_paths, unwrap
-from ..layers import TriOrientatedMamba
+from ..layers import SelectiveSSM, TriOrientatedMamba
+from ..models._initialisation import SSMInit, checked_ssm_init, init_linear, init_ssm_as_linear
 from ._base import DenseNetwork, create, network_cfg, run
 from ._tokens import as_tokens, in_full_precision
 
@@ -197,6 +198,10 @@ class Vivim(DenseNetwork):
         edge: also return the logits of edges, computed from the first stage.
         drop_rate: dropout before the classifier (0.1 in the reference's training).
         drop_path_rate: of the last SegFormer block, growing from 0 (0.1 in the reference's training).
+        ssm_init: start of the temporal blocks' projections to steps, B and C and of the steps' bias. "reference": as
+            all linear layers, so that a step is softplus(0) = 0.69, as in the published training. This is an accident
+            of its code, whose pass over the linear layers overwrites Mamba's start. "mamba": as in Mamba, with steps of
+            0.001 to 0.1.
 
     Shapes: (batch, frames, in_chans, height, width) to (batch, frames, num_classes, height, width), raw logits, for
     any height and width; with `edge` to a tuple of it and (batch, frames, 1, height, width).
@@ -219,6 +224,7 @@ class Vivim(DenseNetwork):
         edge: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        ssm_init: SSMInit = "reference",
         device=None,
         dtype=None,
     ):
@@ -235,19 +241,16 @@ class Vivim(DenseNetwork):
         )  # fmt: skip
         self.decoder = MLPDecoder(dims_by_stage, decoder_dim, num_classes, drop_rate, **dd)
         self.edge_head = nn.Conv2d(dims_by_stage[0], 1, 1, **dd) if edge else None
+        self.ssm_init = checked_ssm_init(ssm_init)
         self.init_weights(needs_reset=False)
 
     def _init_layer(self, module: nn.Module, name: str) -> None:
-        """SegFormer's start: linear layers of deviation 0.02, convolutions by their outputs, biases 0."""
-        if isinstance(module, nn.Linear):
-            trunc_normal_(module.weight, std=0.02)
-        elif isinstance(module, (nn.Conv2d, nn.Conv3d)):
-            outputs = math.prod(module.kernel_size) * module.out_channels // module.groups
-            nn.init.normal_(module.weight, std=math.sqrt(2 / outputs))
-        else:
-            return
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+        """Linear layers and SegFormer's convolutions start with a deviation of 0.02, as in the library from which the
+        reference takes SegFormer; the heads and the temporal convolutions start as PyTorch's."""
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and name not in ("decoder.head", "edge_head"):
+            init_linear(module)
+        elif isinstance(module, SelectiveSSM) and self.ssm_init == "reference":
+            init_ssm_as_linear(module)
 
     def get_classifier(self) -> nn.Module:
         """The last convolution."""

@@ -1,20 +1,27 @@
 """What every network of the package does alike for timm: initialisation, weight decay, building, loading."""
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 import torch.nn as nn
-from timm.models import build_model_with_cfg, checkpoint
+from timm.models import build_model_with_cfg, checkpoint, resolve_pretrained_cfg
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoints import load_into
+from ._positions import note_grid, refit
 
 __all__ = ["Backbone", "Network", "build", "pretrained_cfg", "recomputed"]
 
 
 class Network(nn.Module):
-    """Base of all registered models. A family says how its own layers start (`_init_layer`)."""
+    """Base of all registered models.
+
+    A family says how its layers start in `_init_layer`, which is called with every module; what it leaves alone starts
+    as PyTorch's layers and the token mixers do by themselves.
+    """
 
     # Ends of parameter names without weight decay, beyond the one-dimensional ones that timm excludes by itself.
     no_decay = (".A_log", ".D", ".dt_bias", "conv1d.bias")
@@ -32,6 +39,28 @@ class Network(nn.Module):
 
     def _init_layer(self, module: nn.Module, name: str) -> None:
         pass
+
+    @torch.jit.ignore
+    def table_grid(self) -> tuple[int, ...] | None:
+        """The grid that the position tables are for; None if there are none."""
+        return None
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        note_grid(destination, prefix, self.table_grid())
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        self.fit_tables(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @torch.jit.ignore
+    def fit_tables(self, state_dict: MutableMapping[str, torch.Tensor], prefix: str = "") -> None:
+        """Bring the position tables of a state dict to the model's grid, in place; its names stand behind `prefix`.
+
+        Raises:
+            CheckpointError: the tables' grid is another one and they cannot be resized, or it cannot be known.
+        """
+        refit(self, state_dict, prefix)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -98,7 +127,24 @@ def pretrained_cfg(facts: dict, **kwargs) -> dict:
 
 
 def build(model_cls: type[Backbone], name: str, pretrained: bool, feature_cfg: dict, filter_fn, **kwargs) -> nn.Module:
-    """`timm.models.build_model_with_cfg`; timm writes into `feature_cfg`, so it gets a copy."""
-    return build_model_with_cfg(
-        model_cls, name, pretrained, pretrained_filter_fn=filter_fn, feature_cfg=dict(feature_cfg), **kwargs
+    """`timm.models.build_model_with_cfg`; timm writes into `feature_cfg`, so it gets a copy.
+
+    What the class was called with stays in the model's `variant`. An address of weights that this package reads
+    (`custom_load`) reaches `load_pretrained` as it is, by timm's `file`: timm's own downloads are cached by the last
+    part of the address.
+    """
+    cfg = resolve_pretrained_cfg(name, kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None))
+    elsewhere = cfg.source or cfg.file or cfg.state_dict or cfg.hf_hub_id or kwargs.get("cache_dir")
+    if pretrained and cfg.custom_load and cfg.url and not elsewhere:
+        cfg = replace(cfg, file=cfg.url)
+    model = build_model_with_cfg(
+        model_cls,
+        name,
+        pretrained,
+        pretrained_cfg=cfg,
+        pretrained_filter_fn=filter_fn,
+        feature_cfg=dict(feature_cfg),
+        **kwargs,
     )
+    model.variant = {key: value for key, value in kwargs.items() if key in inspect.signature(model_cls).parameters}
+    return model

@@ -5,16 +5,18 @@ from typing import List, Literal, Optional, Tuple, Union  # noqa: UP035 - TorchS
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
-from timm.layers import DropPath, RmsNorm, get_device_dtype, resample_abs_pos_embed, to_2tuple, trunc_normal_
+from timm.layers import DropPath, RmsNorm, get_device_dtype, to_2tuple, trunc_normal_
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 
 from ..layers import rotary_tables, rotate
+from ..scan import fix_in_trace
 from ._base import Backbone
+from ._patches import PatchEmbed
+from ._positions import resized_grid
 
-__all__ = ["Block", "PatchEmbed", "SequenceBackbone"]
+__all__ = ["Block", "SequenceBackbone"]
 
 ClassToken = Literal["middle", "first", "both_ends", False]
 POOLS = ("", "avg", "max", "avgmax", "token", "last")
@@ -22,45 +24,18 @@ POOLS = ("", "avg", "max", "avgmax", "token", "last")
 
 # Functions that FX tracing takes as they are, because they read shapes.
 torch.fx.wrap("rotary_tables")
+torch.fx.wrap("resized_grid")
 
 
 @torch.fx.wrap
-def _check_size(x: torch.Tensor, expected: Tuple[int, int]) -> None:
-    if (x.shape[2], x.shape[3]) != expected:
+def _check_size(x: torch.Tensor, expected: Optional[Tuple[int, int]]) -> None:
+    if not torch.jit.is_scripting():
+        fix_in_trace(x.shape[2:], "images")
+    if expected is not None and (x.shape[2], x.shape[3]) != expected:
         raise ValueError(
             f"the image is {x.shape[2]}x{x.shape[3]} pixels, expected {expected[0]}x{expected[1]}: "
             "call set_input_size, or create the model with dynamic_img_size=True"
         )
-
-
-@torch.fx.wrap
-def _resized_grid(patches: torch.Tensor, old: Tuple[int, int], new: Tuple[int, int]) -> torch.Tensor:
-    return resample_abs_pos_embed(patches, [new[0], new[1]], [old[0], old[1]], num_prefix_tokens=0, antialias=False)
-
-
-class PatchEmbed(nn.Module):
-    """Image to patch tokens (batch, height, width, dim); patches overlap where the stride is smaller than their size.
-
-    A remainder at the right and bottom is dropped, or filled up with zeros where `pad`.
-    """
-
-    def __init__(
-        self, patch_size: int, stride: int, in_chans: int, dim: int, pad: bool = False, device=None, dtype=None
-    ):
-        super().__init__()
-        self.patch_size, self.stride, self.pad = patch_size, stride, pad
-        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=stride, device=device, dtype=dtype)
-
-    def grid_size(self, height: int, width: int) -> Tuple[int, int]:
-        """Number of tokens in each direction."""
-        if self.pad:
-            height, width = height + -height % self.patch_size, width + -width % self.patch_size
-        return (height - self.patch_size) // self.stride + 1, (width - self.patch_size) // self.stride + 1
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.pad:
-            x = F.pad(x, (0, -x.shape[3] % self.patch_size, 0, -x.shape[2] % self.patch_size))
-        return self.proj(x).permute(0, 2, 3, 1)
 
 
 class Block(nn.Module):
@@ -88,14 +63,15 @@ class Block(nn.Module):
 class SequenceBackbone(Backbone):
     """Patch embedding -> position table -> blocks -> norm -> pooling -> head.
 
-    A family passes its blocks; it should need no other method. Intermediate features are the residual stream after a
-    block (mixer output added), without norm; with the attribute `mixer_taps` the mixer output alone.
+    A family passes its blocks, says in `_init_layer` how its layers start, and calls `init_weights`; it should need no
+    other method. Intermediate features are the residual stream after a block (mixer output added), without norm; with
+    the attribute `mixer_taps` the mixer output alone.
 
     Args:
         blocks: built by the family; `dim` wide.
         img_size: size that the position table is made for.
         patch_size, stride: of the patch embedding.
-        class_token: where a class token stands in the sequence, None or False for none.
+        class_token: where a class token stands in the sequence, False (or None, which timm drops) for none.
         pos_embed: learned position table.
         rope: rotary embedding of the mixer outputs and the residual stream before each block. Its tables are made for
             the grid of `img_size` (or `set_input_size`); for other sizes they are resized, as the reference does.
@@ -128,9 +104,8 @@ class SequenceBackbone(Backbone):
         dtype=None,
     ):
         super().__init__()
-        class_token = class_token or None  # timm's factory drops arguments that are None, so False says it too
-        if class_token not in (None, "middle", "first", "both_ends"):
-            raise ValueError(f"`class_token` is {class_token!r}: expected None, 'middle', 'first' or 'both_ends'")
+        if class_token not in (None, False, "middle", "first", "both_ends"):
+            raise ValueError(f"`class_token` is {class_token!r}: expected 'middle', 'first', 'both_ends' or False")
         dd = {"device": device, "dtype": dtype}
         self.in_chans, self.num_classes = in_chans, num_classes
         self.num_features = self.head_hidden_size = dim
@@ -148,6 +123,7 @@ class SequenceBackbone(Backbone):
         self.tail_token = nn.Parameter(torch.empty(1, 1, dim, **dd)) if class_token == "both_ends" else None
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, dim, **dd)) if pos_embed else None
         self.blocks = nn.ModuleList(blocks)
+        self.depth = sum(isinstance(module, Block) for module in self.blocks.modules())
         self.drop_path = DropPath(norm_drop_path) if norm_drop_path else nn.Identity()
         self.norm = (RmsNorm if rms_norm else nn.LayerNorm)(dim, eps=1e-5, **dd)
         self.global_pool = self._checked_pool(global_pool)
@@ -157,7 +133,6 @@ class SequenceBackbone(Backbone):
         self.feature_info = [
             dict(num_chs=dim, reduction=reduction, module=f"blocks.{i}") for i in range(len(self.blocks))
         ]
-        self.init_weights(needs_reset=False)
 
     def _grid(self, size: Tuple[int, int]) -> Tuple[int, int]:
         grid = self.patch_embed.grid_size(size[0], size[1])
@@ -173,24 +148,16 @@ class SequenceBackbone(Backbone):
         return pool
 
     def _init_layer(self, module: nn.Module, name: str) -> None:
-        if isinstance(module, PatchEmbed):
-            fan_in = module.proj.weight[0].numel()
-            trunc_normal_(module.proj.weight, std=fan_in**-0.5)  # LeCun
-            nn.init.zeros_(module.proj.bias)
-        elif isinstance(module, nn.Linear) and name == "head":
-            trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear) and name.endswith("out_proj"):
+        if isinstance(module, nn.Linear) and name.endswith("out_proj"):
             with torch.no_grad():  # one residual addition a block
                 nn.init.kaiming_uniform_(module.weight, a=5**0.5)
-                module.weight /= len(self.blocks) ** 0.5
+                module.weight /= self.depth**0.5
+        elif isinstance(getattr(module, "gamma", None), nn.Parameter):
+            nn.init.constant_(module.gamma, module.layer_scale)
         elif module is self:
             for parameter in (self.pos_embed, self.cls_token, self.tail_token):
                 if parameter is not None:
                     trunc_normal_(parameter, std=0.02)
-            for block in self.modules():
-                if isinstance(getattr(block, "gamma", None), nn.Parameter):
-                    nn.init.constant_(block.gamma, block.layer_scale)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -268,11 +235,15 @@ class SequenceBackbone(Backbone):
     def resized_positions(self, table: torch.Tensor, old: Tuple[int, int], new: Tuple[int, int]) -> torch.Tensor:
         """A position table for another grid; the class tokens' rows stay as they are."""
         patches, tokens = self._split(table, old[0] * old[1])
-        return self._join(_resized_grid(patches, old, new), tokens)
+        return self._join(resized_grid(patches, old, new), tokens)
+
+    @torch.jit.ignore
+    def table_grid(self) -> tuple[int, int] | None:
+        """The grid that the position table is for."""
+        return None if self.pos_embed is None else self.grid_size
 
     def _embed(self, x: torch.Tensor) -> Tuple[torch.Tensor, int, int]:
-        if not self.dynamic_img_size:
-            _check_size(x, self.img_size)
+        _check_size(x, None if self.dynamic_img_size else self.img_size)
         x = self.patch_embed(x)
         height, width = x.shape[1], x.shape[2]
         x = x.flatten(1, 2)
@@ -335,7 +306,7 @@ class SequenceBackbone(Backbone):
                 tap = hidden if self.mixer_taps else residual + hidden
                 tap, prefix = self._split(self.norm(tap) if norm else tap, height * width)
                 if output_fmt == "NCHW":
-                    tap = tap.reshape(tap.shape[0], height, width, -1).permute(0, 3, 1, 2).contiguous()
+                    tap = tap.unflatten(1, [height, width]).permute(0, 3, 1, 2).contiguous()
                 maps.append(tap)
                 prefixes.append(prefix)
         if not torch.jit.is_scripting() and return_prefix_tokens:

@@ -17,11 +17,12 @@ from timm.models import generate_default_cfgs, register_model
 
 from ..cards import facts
 from ..checkpoints import rename, stack_paths, unwrap
-from ..layers import SS2D, LocalMamba
+from ..layers import SS2D, LocalMamba, SelectiveSSM
 from ..scan import Middle, Restored, ScanPath, Window, column, row
 from ._base import build, pretrained_cfg
+from ._initialisation import SSMInit, checked_ssm_init, init_linear, init_ssm_as_linear
+from ._positions import fit_positions
 from ._sequence import Block, SequenceBackbone, block_drop_paths
-from .vim import fit_positions
 from .vmamba import VMamba
 from .vmamba import checkpoint_filter_fn as vmamba_filter_fn
 
@@ -90,8 +91,12 @@ class LocalVisionMamba(SequenceBackbone):
         directions: for each block its scan directions (see `direction`), as lists or as text: "h v-, h w7". One list
             serves all blocks. "searched" are those found for LocalVim-T.
         restore: how vertical scans are put back, see the module.
-        class_token: "middle" puts one in the middle of every scan (without rope), None pools the mean.
+        class_token: "middle" puts one in the middle of every scan (without rope), False pools the mean.
         rms_norm: RMSNorm, else LayerNorm (the reference's dense models).
+        ssm_init: start of the projections to steps, B and C and of the steps' bias. "reference": as all linear layers,
+            truncated normal of 0.02 with a bias of 0, so that a step is softplus(0) = 0.69, as in the published
+            training. This is an accident of its code, whose pass over the linear layers overwrites Mamba's start.
+            "mamba": as in Mamba, with steps of 0.001 to 0.1.
         Others: see `SequenceBackbone`.
     """
 
@@ -104,7 +109,7 @@ class LocalVisionMamba(SequenceBackbone):
         directions: str | Directions = "searched",
         d_state: int = 16,
         restore: Literal["inverse", "twice"] = "inverse",
-        class_token: Literal["middle"] | None = None,
+        class_token: Literal["middle", False] | None = None,
         rms_norm: bool = True,
         global_pool: str | None = None,
         dynamic_img_size: bool = True,
@@ -112,13 +117,13 @@ class LocalVisionMamba(SequenceBackbone):
         num_classes: int = 1000,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        ssm_init: SSMInit = "reference",
         device=None,
         dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
-        class_token = class_token or None
-        if class_token not in (None, "middle"):
-            raise ValueError(f"`class_token` is {class_token!r}: expected None or 'middle'")
+        if class_token not in (None, False, "middle"):
+            raise ValueError(f"`class_token` is {class_token!r}: expected 'middle' or False")
         directions = _listed(_SEARCHED_VIM if directions == "searched" else directions, depth)
         paths = [[direction(name, restore) for name in block] for block in directions]
         if class_token:
@@ -134,7 +139,7 @@ class LocalVisionMamba(SequenceBackbone):
             img_size,
             patch_size,
             class_token=class_token,
-            rope=class_token is None,
+            rope=not class_token,
             rms_norm=rms_norm,
             global_pool=("token" if class_token else "avg") if global_pool is None else global_pool,
             dynamic_img_size=dynamic_img_size,
@@ -145,6 +150,17 @@ class LocalVisionMamba(SequenceBackbone):
             drop_rate=drop_rate,
             **dd,
         )
+        self.ssm_init = checked_ssm_init(ssm_init)
+        self.init_weights(needs_reset=False)
+
+    def _init_layer(self, module: nn.Module, name: str) -> None:
+        if isinstance(module, nn.Linear):
+            init_linear(module)
+        elif isinstance(module, SelectiveSSM) and self.ssm_init == "reference":
+            init_ssm_as_linear(module)
+        super()._init_layer(module, name)
+        if module is self and self.cls_token is not None:
+            nn.init.zeros_(self.cls_token)
 
 
 class LocalVMamba(VMamba):

@@ -4,20 +4,23 @@ Paper: Zhu et al., Vision Mamba, ICML 2024, https://arxiv.org/abs/2401.09417
 Reference code and weights: https://github.com/hustvl/Vim (Apache-2.0).
 
 The published models keep the class token in the middle of the sequence and classify from it, whatever their names say
-about mean pooling. Differences: the step-size bias of the backward direction starts like the forward one's (the
-reference zeroes it by accident), and a position table is resized around the class token's row.
+about mean pooling. Difference: a position table is resized around the class token's row.
 """
 
 from typing import Literal, Optional, Tuple  # noqa: UP035 - TorchScript needs the typing forms
 
 import torch
 import torch.nn as nn
+from timm.layers import lecun_normal_
 from timm.models import generate_default_cfgs, register_model
 
 from ..cards import facts
 from ..checkpoints import mamba_parameters, rename, stack_paths, unwrap
-from ..layers import Mamba
+from ..layers import Mamba, SelectiveSSM
 from ._base import build, pretrained_cfg
+from ._initialisation import SSMInit, checked_ssm_init, init_linear
+from ._patches import PatchEmbed
+from ._positions import fit_positions
 from ._sequence import Block, ClassToken, SequenceBackbone, block_drop_paths
 
 __all__ = ["PairedBlock", "VisionMamba"]
@@ -46,11 +49,15 @@ class VisionMamba(SequenceBackbone):
         img_size, patch_size, stride: of the patch embedding.
         dim, depth: width and number of blocks.
         d_state, expand, d_conv: of the mixers.
-        bidirectional: form of the mixers: "v2" as published, "v1", None for causal ones.
+        bidirectional: form of the mixers: "v2" as published, "v1", False for causal ones (None, which timm drops, says
+            the same here).
         average: halve the sum of the two directions (v2).
         paired: causal blocks in pairs, the second on the reversed sequence.
         layer_scale: initial scale of the mixers' outputs, none by default.
         drop_path_rate: stochastic depth.
+        ssm_init: start of the backward direction's steps. "reference": their bias is 0, so that a step is
+            softplus(0) = 0.69, as in the published training. This is an accident of its code, which protects the
+            forward bias alone when it zeroes those of linear layers. "mamba": as the forward direction's, 0.001 to 0.1.
         Others: see `SequenceBackbone`. Rope needs a sequence without class token.
     """
 
@@ -64,7 +71,7 @@ class VisionMamba(SequenceBackbone):
         d_state: int = 16,
         expand: int = 2,
         d_conv: int = 4,
-        bidirectional: Literal["v1", "v2"] | None = "v2",
+        bidirectional: Literal["v1", "v2", False] | None = "v2",
         average: bool = True,
         paired: bool = False,
         layer_scale: float | None = None,
@@ -78,6 +85,7 @@ class VisionMamba(SequenceBackbone):
         num_classes: int = 1000,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        ssm_init: SSMInit = "reference",
         device=None,
         dtype=None,
     ):
@@ -86,7 +94,7 @@ class VisionMamba(SequenceBackbone):
             raise ValueError(f"`rope` turns a whole grid: expected class_token=False, got {class_token!r}")
         rates = block_drop_paths(drop_path_rate, depth)
         mixer = dict(d_state=d_state, d_conv=d_conv, expand=expand, average=average, layer_scale=layer_scale)
-        mixer["bidirectional"] = None if paired else bidirectional
+        mixer["bidirectional"] = False if paired else bidirectional
         blocks: list[nn.Module] = [
             Block(dim, Mamba(dim, **mixer, **dd), rms_norm, rates[i], **dd) for i in range(depth)
         ]
@@ -110,6 +118,19 @@ class VisionMamba(SequenceBackbone):
             drop_rate=drop_rate,
             **dd,
         )
+        self.ssm_init = checked_ssm_init(ssm_init)
+        self.init_weights(needs_reset=False)
+
+    def _init_layer(self, module: nn.Module, name: str) -> None:
+        super()._init_layer(module, name)
+        if isinstance(module, PatchEmbed):
+            lecun_normal_(module.proj.weight)
+            nn.init.zeros_(module.proj.bias)
+        elif isinstance(module, nn.Linear) and name == "head":
+            init_linear(module)
+        elif isinstance(module, SelectiveSSM) and self.ssm_init == "reference":
+            with torch.no_grad():
+                module.dt_bias[1:].zero_()
 
 
 _NAMES = [
@@ -118,17 +139,6 @@ _NAMES = [
     (r"^cls_token_tail$", "tail_token"),
     (r"^layers\.", "blocks."),
 ]
-
-
-def fit_positions(state_dict: dict[str, torch.Tensor], model: SequenceBackbone) -> dict[str, torch.Tensor]:
-    """The position table resized to the model's grid, from a square one."""
-    table = state_dict.get("pos_embed")
-    if table is not None and model.pos_embed is not None and table.shape[1] != model.pos_embed.shape[1]:
-        patches = table.shape[1] - model.num_prefix_tokens
-        side = round(patches**0.5)
-        if side * side == patches and table.shape[2] == model.pos_embed.shape[2]:
-            state_dict = state_dict | {"pos_embed": model.resized_positions(table, (side, side), model.grid_size)}
-    return state_dict
 
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:

@@ -14,13 +14,14 @@ from typing import Literal
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerNorm2d, Mlp, calculate_drop_path_rates, trunc_normal_
+from timm.layers import DropPath, LayerNorm2d, Mlp, calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 
 from ..cards import facts
 from ..checkpoints import fit_shapes, rename, unwrap
 from ..layers import SS2D
 from ._base import build, pretrained_cfg
+from ._initialisation import init_linear
 from ._staged import Stage, StagedBackbone
 
 __all__ = ["PatchMerging", "VMamba", "VSSBlock"]
@@ -95,10 +96,14 @@ def conv_stem(in_chans: int, dim: int, **dd) -> nn.Sequential:
     )
 
 
+_STEM = {"patch": patch_stem, "conv": conv_stem}
+_DOWNSAMPLE = {"conv3": (3, 1), "conv2": (2, 0)}  # kernel and padding
+
+
 def _downsample(kind: str, dim: int, **dd) -> nn.Module:
     if kind == "merge":
         return PatchMerging(dim, **dd)
-    size, padding = {"conv3": (3, 1), "conv2": (2, 0)}[kind]
+    size, padding = _DOWNSAMPLE[kind]
     return nn.Sequential(nn.Conv2d(dim, 2 * dim, size, stride=2, padding=padding, **dd), norm2d(2 * dim, **dd))
 
 
@@ -108,7 +113,7 @@ class VMamba(StagedBackbone):
     Args:
         depths: blocks of each stage.
         dim: width of the first stage; it doubles with each stage.
-        d_state, expand, conv_bias, gate: of `SS2D`.
+        d_state, expand, conv_bias, gate: of `SS2D`. `gate=False` is none; timm drops arguments that are None.
         mlp_ratio: hidden width of the MLP, 0 for none.
         stem: "patch" (one 4x4 convolution) or "conv" (two 3x3 ones).
         downsample: "merge" (Swin's), "conv3" or "conv2".
@@ -124,7 +129,7 @@ class VMamba(StagedBackbone):
         d_state: int = 1,
         expand: float = 1.0,
         conv_bias: bool = False,
-        gate: Literal["silu", "linear"] | None = None,
+        gate: Literal["silu", "linear", False] | None = False,
         mlp_ratio: float = 4.0,
         stem: Literal["patch", "conv"] = "conv",
         downsample: Literal["merge", "conv3", "conv2"] = "conv3",
@@ -138,6 +143,9 @@ class VMamba(StagedBackbone):
         device=None,
         dtype=None,
     ):
+        for name, value, known in (("stem", stem, _STEM), ("downsample", downsample, ("merge", *_DOWNSAMPLE))):
+            if value not in known:
+                raise ValueError(f"`{name}` is {value!r}: expected one of {', '.join(map(repr, known))}")
         dd = {"device": device, "dtype": dtype}
         dims = [dim * 2**i for i in range(len(depths))]
         rates = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
@@ -151,7 +159,7 @@ class VMamba(StagedBackbone):
             for i in range(len(depths))
         ]
         super().__init__(
-            (patch_stem if stem == "patch" else conv_stem)(in_chans, dim, **dd),
+            _STEM[stem](in_chans, dim, **dd),
             stages,
             norm2d(dims[-1], **dd),
             dims,
@@ -165,9 +173,7 @@ class VMamba(StagedBackbone):
 
     def _init_layer(self, module: nn.Module, name: str) -> None:
         if isinstance(module, nn.Linear):
-            trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+            init_linear(module)
 
 
 # The names of classification/models/vmamba.py, after those of older and newer copies were brought to them.

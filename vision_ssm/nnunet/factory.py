@@ -25,6 +25,7 @@ NETWORKS = {
     "SegMamba": "segmamba",
     "LightMUNet": "lightm_unet",
     "NnMamba": "nnmamba_seg",
+    "NnMambaNNUNet": "nnmamba_nnunet",
     "SwinUMamba": "swin_umamba",
     "SwinUMambaD": "swin_umamba_d",
     "VMUNet": "vm_unet",

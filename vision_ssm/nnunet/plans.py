@@ -1,14 +1,13 @@
 """nnU-Net's plans rewritten for other networks."""
 
 import copy
-import pydoc
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..medical.plans import PLAN_KEYS, arch_kwargs, configuration_of, strides_product
+from ..medical.plans import PLAN_KEYS, arch_kwargs, configuration_of, patch_of, stage_strides, strides_product
 from .factory import NETWORKS, Network, NetworkTraits, network_traits
 
 __all__ = ["architecture", "plans_name", "rewrite_plans"]
@@ -45,12 +44,13 @@ def _between(patch: Sequence[int], outputs: Sequence[torch.Tensor]) -> list[list
 def _forward(arch: Mapping, traits: NetworkTraits, patch: Sequence[int]) -> list[torch.Tensor]:
     """The network's outputs for a patch, by shape alone, without the cost of computing them."""
     kwargs = dict(arch["arch_kwargs"])
-    for key in arch["_kw_requires_import"]:
-        kwargs[key] = kwargs[key] and pydoc.locate(kwargs[key])
     kwargs.setdefault("name", traits.name)
-    model = Network(1, 2, traits.deep_supervision, **kwargs).eval()  # batch norms of one voxel cannot train
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        y = model(torch.empty(1, 1, *patch))
+    try:
+        with FakeTensorMode(), torch.no_grad():
+            model = Network(1, 2, traits.deep_supervision, **kwargs).eval()  # batch norms of one voxel cannot train
+            y = model(torch.empty(1, 1, *patch))
+    except (TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
+        raise ValueError(f"{traits.name} cannot be made by this plan: {error}") from error
     outputs = y if isinstance(y, list) else [y]
     if any(output.dim() != len(patch) + 2 for output in outputs) or list(outputs[0].shape[2:]) != list(patch):
         raise ValueError(
@@ -72,14 +72,15 @@ def architecture(network: str, configuration: Mapping) -> dict:
     Raises:
         ValueError: the network does not fit: dimensions, layers, or a patch that it cannot take.
     """
-    if "patch_size" not in configuration:
-        raise ValueError("the plan's configuration has no 'patch_size'")
-    patch = list(configuration["patch_size"])
+    patch = list(patch_of(configuration, "the plan's configuration"))
     traits = network_traits(network, len(patch))
     given = configuration.get("architecture")
     planned = arch_kwargs(configuration)
     if "strides" not in planned:
         raise ValueError("the plan's arch_kwargs have no 'strides'")
+    strides = stage_strides(planned, "the plan's arch_kwargs")
+    if len(strides[0]) != len(patch):
+        raise ValueError(f"the plan's strides have {len(strides[0])} axes, its patch {len(patch)}")
     of_another = str((given or {}).get("network_class_name", "")).startswith("vision_ssm.")
     kept = PLAN_KEYS | traits.arguments if of_another else planned.keys()
     if not traits.follows_plan:
@@ -92,8 +93,11 @@ def architecture(network: str, configuration: Mapping) -> dict:
     if "input_size" in traits.arguments:
         kwargs["input_size"] = patch
     if "window" in traits.arguments:  # the published windows are the deepest maps of their patches
-        kwargs["window"] = [side // total for side, total in zip(patch, strides_product(planned["strides"]))]
-    imported = [key for key in (given or {}).get("_kw_requires_import", ()) if key in kwargs]
+        kwargs["window"] = [side // total for side, total in zip(patch, strides_product(strides))]
+    imported = (given or {}).get("_kw_requires_import", ())
+    if not isinstance(imported, Sequence) or not all(isinstance(key, str) for key in imported):
+        raise ValueError(f"the plan's '_kw_requires_import' is {str(imported)[:60]}: expected a list of names")
+    imported = [key for key in imported if key in kwargs]
     found |= {"arch_kwargs": kwargs, "_kw_requires_import": imported}
     outputs = _forward(found, traits, patch)
     if traits.deep_supervision and not traits.follows_plan:
@@ -108,11 +112,18 @@ def _needed(configurations: Mapping, chosen: Sequence[str]) -> list[str]:
         name = open_names.pop()
         if name not in configurations:
             raise ValueError(f"the plan has no configuration {name!r}: expected one of {', '.join(configurations)}")
+        if not isinstance(configurations[name], Mapping):
+            raise ValueError(
+                f"configuration {name} is {str(configurations[name])[:60]}: expected keys with their values"
+            )
         if name not in found:
             found.add(name)
             for key in ("inherits_from", "previous_stage", "next_stage"):
                 value = configurations[name].get(key) or ()
-                open_names += [value] if isinstance(value, str) else value
+                names = [value] if isinstance(value, str) else value
+                if not isinstance(names, Sequence) or not all(isinstance(other, str) for other in names):
+                    raise ValueError(f"configuration {name}: '{key}' is {str(value)[:60]}: expected names")
+                open_names += names
     return [name for name in configurations if name in found]
 
 
@@ -154,7 +165,7 @@ def _fitting(plans: Mapping, network: str) -> list[str]:
     errors, found = [], []
     for name in plans["configurations"]:
         try:
-            network_traits(network, len(configuration_of(plans, name).get("patch_size", ())))
+            network_traits(network, len(patch_of(configuration_of(plans, name), f"configuration {name}")))
         except ValueError as error:
             errors.append(error)
         else:

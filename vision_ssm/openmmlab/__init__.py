@@ -17,10 +17,11 @@ from timm.layers import LayerNorm2d
 from .. import engine as _engine  # noqa: F401 - registers the runner and its optimiser wrapper
 from .backbone import TimmFeatures
 from .layer_decay import LayerDecayConstructor
+from .loading import LoadImageFromFile
 from .mmcv_ops import install
 from .pyramid import SimpleFeaturePyramid
 
 install()  # before anything imports mmcv.ops
 MODELS.register_module("LN2d", module=LayerNorm2d)  # a `norm_cfg` of heads
 
-__all__ = ["LayerDecayConstructor", "SimpleFeaturePyramid", "TimmFeatures", "install"]
+__all__ = ["LayerDecayConstructor", "LoadImageFromFile", "SimpleFeaturePyramid", "TimmFeatures", "install"]

@@ -10,14 +10,12 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from timm.layers import LayerNorm2d
 
-from ..checkpoints import CheckpointError, check_state_dict, convert_state_dict, converting, read, rename, unwrap
+from ..checkpoints import CheckpointError, check_state_dict, convert_state_dict, converting, read_state_dict, rename
 from ..models import SequenceBackbone, model_names
 
 __all__ = ["TimmFeatures"]
 
-# Names of published dense checkpoints: the norms of the outputs, and Vim's pyramid, which is MMSegmentation's
-# `Feature2Pyramid` here.
-_NORMS = [(r"^outnorm_?(\d+)\.", r"out_norms.\1.")]
+# Names of published dense checkpoints: Vim's pyramid, which is MMSegmentation's `Feature2Pyramid` here.
 _NECK = {"fpn1.": "neck.upsample_4x.", "fpn2.": "neck.upsample_2x."}
 
 
@@ -142,10 +140,11 @@ class TimmFeatures(BaseModule):
 
     def _load_classifier(self, source: str) -> None:
         """Classification weights, without what no dense model has: head, last norm, class token, unused stages."""
-        state_dict, whole = unwrap(read(source)), _whole(self.model_name)
+        whole = _whole(self.model_name)
+        state_dict = read_state_dict(source, whole, convert_state_dict if self._ours else lambda names, _: dict(names))
         if self._ours:
             with converting(source, whole):
-                state_dict = without_class_token(convert_state_dict(state_dict, whole), self.model)
+                state_dict = without_class_token(state_dict, self.model)
                 state_dict = convert_state_dict(state_dict, self.model)  # again, for the position table's size
         own = self.model.state_dict()
         unused = whole.state_dict().keys() - own.keys()
@@ -174,11 +173,19 @@ class TimmFeatures(BaseModule):
                     break
             else:
                 body[name] = value
-        body = rename(body, _NORMS)
+        body = rename(body, self._norm_names())
         norms = {name: body.pop(name) for name in list(body) if name.startswith("out_norms.")}
         body = convert_state_dict(body, self.model)
+        classifier, own = (*self.model.heads, "norm."), self.model.state_dict()  # some references keep the classifier's
+        body = {name: value for name, value in body.items() if name in own or not name.startswith(classifier)}
         out |= {f"{prefix}model.{name}": value for name, value in body.items()}
         return out | {prefix + name: value for name, value in norms.items()}
+
+    def _norm_names(self) -> list[tuple[str, str]]:
+        """Rules for the norms of the outputs: LocalVim counts its outputs, the hierarchical models name the stage."""
+        if not isinstance(self.model, SequenceBackbone):
+            return [(r"^outnorm(\d+)\.", r"out_norms.\1.")]
+        return [(rf"^outnorm_{k}\.", f"out_norms.{block}.") for k, block in enumerate(self.out_indices)]
 
     def _convert_in_place(self, module, state_dict, prefix, *_) -> None:
         """Published names through any door: `load_state_dict`, mmseg's `init_model`, MMEngine's loaders.

@@ -14,10 +14,11 @@ __all__ = ["LayerDecayConstructor"]
 class LayerDecayConstructor(DefaultOptimWrapperConstructor):
     """Learning rates that shrink by a factor with each layer away from the output; no decay for norms and biases.
 
-    In `paramwise_cfg`: `layer_decay` (1.0: the same rate for all), and anything of MMEngine's constructor for what lies
-    outside the backbone. The layers are those of the model's `group_matcher`; the stem has the smallest rate, and what
-    lies above the last block (norms of the outputs, necks, heads) the full one. Parameters of one dimension, and those
-    that the model names in `no_weight_decay`, are not decayed.
+    In `paramwise_cfg`: `layer_decay` (1.0: the same rate for all), MMEngine's `custom_keys`, and anything else of its
+    constructor for what lies outside the backbone. The layers are those of the model's `group_matcher`; the stem has
+    the smallest rate, and what lies above the last block (norms of the outputs, necks, heads) the full one. Parameters
+    of one dimension, and those that the model names in `no_weight_decay`, are not decayed unless the `decay_mult` of a
+    custom key says so; a `lr_mult` comes on top of the layer's factor.
 
     Raises:
         ValueError: `layer_decay` is out of range, or the optimiser has no `lr`.
@@ -41,14 +42,16 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
         model = module.model
         scales = self._scales(model)
         undecayed = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+        custom = self.paramwise_cfg.get("custom_keys", {})
+        keys = sorted(sorted(custom), key=len, reverse=True)  # MMEngine's order: the longest that fits
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
             inner = name.removeprefix("model.")  # of the model, or still the name of a norm of the outputs
-            group = dict(params=[parameter], lr=self.base_lr * scales.get(inner, 1.0))
-            if parameter.ndim <= 1 or inner in undecayed:
-                group["weight_decay"] = 0.0
-            params.append(group)
+            options = next((custom[key] for key in keys if key in f"{prefix}.{name}"), {})
+            lr = self.base_lr * scales.get(inner, 1.0) * options.get("lr_mult", 1.0)
+            decay = options.get("decay_mult", 0.0 if parameter.ndim <= 1 or inner in undecayed else 1.0)
+            params.append(dict(params=[parameter], lr=lr, weight_decay=(self.base_wd or 0.0) * decay))
 
     def _scales(self, model: nn.Module) -> dict[str, float]:
         """Factor of each parameter's learning rate."""

@@ -11,8 +11,15 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
-from ..checkpoints import load_checkpoint
-from ..engine import ConfigError, build_network, check_classes, class_logits, level_loss, network_state_dict
+from ..engine import (
+    ConfigError,
+    build_network,
+    check_classes,
+    class_logits,
+    level_loss,
+    load_network,
+    network_state_dict,
+)
 from ..medical import DenseNetwork, load_encoder
 
 __all__ = ["NetworkSegmentor"]
@@ -59,6 +66,7 @@ class NetworkSegmentor(EncoderDecoder):
             level are the nearest ones.
         checkpoint: file or URL of weights to start from, of this package or as published. A run that is resumed or has
             `load_from` does not read it.
+        keep_head: leave the head of the network as it is, for other classes than those of `checkpoint`.
         encoder: file or URL of a VMamba to start the encoder from instead (`vision_ssm.medical.load_encoder`).
         ignore_index: label of pixels that do not count.
         data_preprocessor: MMSegmentation's. In training its `size` or `size_divisor` makes the sides fit the network.
@@ -85,11 +93,12 @@ class NetworkSegmentor(EncoderDecoder):
         test_cfg: Mapping | None = None,
         train_cfg: Mapping | None = None,
         pretrained: str | None = None,
+        keep_head: bool = False,
     ):
         BaseSegmentor.__init__(self, data_preprocessor=data_preprocessor)
         self.network = _network(network)
         self.loss_decode = _losses(loss_decode, self.network.num_classes)
-        self.checkpoint, self.encoder = checkpoint or pretrained, encoder
+        self.checkpoint, self.encoder, self.keep_head = checkpoint or pretrained, encoder, keep_head
         if self.checkpoint and encoder:
             raise ConfigError("`checkpoint` and `encoder` are set: expected one of them to start from")
         if encoder and not hasattr(self.network, "vmamba_names"):
@@ -154,7 +163,7 @@ class NetworkSegmentor(EncoderDecoder):
     def init_weights(self) -> None:
         """Load the weights to start from; MMEngine calls it when training starts. Networks fill their own before."""
         if self.checkpoint:
-            load_checkpoint(self.network, self.checkpoint)
+            load_network(self.network, self.checkpoint, self.keep_head)
         elif self.encoder:
             load_encoder(self.network, self.encoder)
 

@@ -17,6 +17,7 @@ from .path import (
     row,
 )
 from .tables import path_text, scan_tables
+from .traced import fix_in_trace
 
 __all__ = [
     "Atrous",
@@ -31,6 +32,7 @@ __all__ = [
     "bidirectional",
     "column",
     "cross",
+    "fix_in_trace",
     "parse",
     "path_text",
     "row",

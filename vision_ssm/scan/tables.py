@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..ops.visits import remember
 from .path import ScanPath, parse
+from .traced import fix_in_trace
 
 __all__ = ["path_text", "scan_tables"]
 
@@ -63,6 +64,7 @@ def _(paths, grid, in_order, device):
 def _tables(paths: str, grid: List[int], like: Tensor, in_order: bool) -> Tensor:
     if torch.compiler.is_compiling() or isinstance(like, FakeTensor):
         return torch.ops.vision_ssm.scan_tables(paths, grid, in_order, like.device)
+    fix_in_trace(grid, "a grid")
     return _cached(paths, tuple(map(int, grid)), in_order, like.device)
 
 

@@ -1,6 +1,8 @@
 """One volume of an evaluation: its files, its original grid, and the way back to it."""
 
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +16,40 @@ from torch import Tensor
 from ..data.volume_files import is_picture
 from ..files import write_atomically
 
-__all__ = ["Case", "prediction_name"]
+__all__ = ["Case", "label_dtype", "prediction_name", "prediction_names"]
 
 
 def prediction_name(image: str) -> str:
-    """File name of an image's prediction: the image's, but PNG for pictures."""
+    """File name of an image's prediction: the image's, but PNG for pictures and NIfTI for volumes of other formats."""
     path = Path(image)
-    return path.with_suffix(".png").name if is_picture(path) else path.name
+    if is_picture(path):
+        return path.with_suffix(".png").name
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        return path.name
+    whole = Path(path.stem) if path.suffix.lower() in (".gz", ".bz2", ".zst") else path
+    return f"{whole.stem}.nii.gz"
+
+
+def prediction_names(images: Sequence[str]) -> list[str]:
+    """Names of the predictions of a set: those of the images; with the images' folders where names would be the same.
+
+    Returns:
+        Relative paths, of all images alike: below the folder that the images have in common, if two have one name.
+    """
+    names = [prediction_name(image) for image in images]
+    paths = [os.path.abspath(image) for image in images]
+    if len(set(zip(names, paths, strict=True))) == len(set(names)):
+        return names
+    common = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [
+        Path(os.path.relpath(os.path.dirname(path), common), name).as_posix()
+        for path, name in zip(paths, names, strict=True)
+    ]
+
+
+def label_dtype(classes: int) -> torch.dtype:
+    """The smallest type that files and tensors of so many classes share."""
+    return torch.uint8 if classes <= 1 << 8 else torch.int16 if classes <= 1 << 15 else torch.int32
 
 
 _SLAB = 1 << 18  # voxels
@@ -36,7 +65,9 @@ class Case:
         affine: (4, 4) of the grid that the network sees, voxel indices to millimetres, float64.
         original_affine: (4, 4) of the file's grid.
         original_shape: of the file's grid, two or three sizes.
-        truth: class ids on the file's grid, uint8, where there are any.
+        truth: class ids on the file's grid, where there are any.
+        ignored: voxels of the truth that are not measured, where there are any; bool.
+        prediction: path of the prediction in the folder of predictions; the image's name if None.
     """
 
     image: str
@@ -44,11 +75,13 @@ class Case:
     original_affine: Tensor
     original_shape: tuple[int, ...]
     truth: Tensor | None = None
+    ignored: Tensor | None = None
+    prediction: str | None = None
 
     @property
     def name(self) -> str:
-        """File name of a prediction."""
-        return prediction_name(self.image)
+        """Path of the prediction in its folder."""
+        return self.prediction or prediction_name(self.image)
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -69,15 +102,17 @@ class Case:
         slab: coordinates of all its voxels at once would take many times the memory of the result.
 
         Args:
-            labels: (*grid) class ids, uint8.
+            labels: (*grid) class ids; a grid without voxels, of an image without foreground, is all background.
 
         Returns:
-            (*original_shape), uint8, on the device of `labels`.
+            (*original_shape), on the device and of the type of `labels`.
         """
         axes, (first, *rest) = len(self.original_shape), self.original_shape
         grid, file = (to_affine_nd(axes, affine.numpy()) for affine in (self.affine, self.original_affine))
         matrix = np.linalg.solve(grid, file)  # indices of the file's voxels to indices of the grid's
-        result = torch.zeros(self.original_shape, dtype=torch.uint8, device=labels.device)
+        result = torch.zeros(self.original_shape, dtype=labels.dtype, device=labels.device)
+        if not labels.numel():
+            return result
         for slab in torch.arange(first).split(max(_SLAB // math.prod(rest), 1)):
             sides = [slab, *map(torch.arange, rest)]
             places = torch.meshgrid(*(side.to(labels.device, torch.float64) for side in sides), indexing="ij")
@@ -94,16 +129,17 @@ class Case:
         """Write class ids on the original grid: NIfTI with the image's affine, codes and units; PNG for pictures.
 
         Args:
-            labels: (*original_shape), uint8.
+            labels: (*original_shape), of `label_dtype`; in pictures 16 bits are unsigned.
             folder: for a file of the image's name, written in one step.
         """
-        ids = labels.cpu().numpy().astype(np.uint8)
+        ids = labels.cpu().numpy()
         if is_picture(Path(self.image)):
+            ids = ids if ids.dtype == np.uint8 else ids.astype(np.uint16)
             picture = Image.fromarray(np.ascontiguousarray(ids.T))
             return write_atomically(folder / self.name, picture.save)
         source = nibabel.load(self.image)
         header = nibabel.Nifti1Header.from_header(source.header, check=False)
-        header.set_data_dtype(np.uint8)
+        header.set_data_dtype(ids.dtype)
         header.set_data_shape(ids.shape)
         header["scl_slope"], header["scl_inter"], header["cal_min"], header["cal_max"] = np.nan, np.nan, 0, 0
         volume = nibabel.Nifti1Image(ids, source.affine, header)

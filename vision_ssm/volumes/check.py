@@ -23,7 +23,8 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from ..data.layout import Wrong, each
-from ..data.volume_files import check_volume, read_channels, read_grid
+from ..data.volume_checks import check_volume
+from ..data.volume_files import read_channels, read_grid
 from ..engine import DataError
 from ..engine.data_check import checked_once, file_stamp
 

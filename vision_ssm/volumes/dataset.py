@@ -5,6 +5,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,16 +17,18 @@ from monai.data.utils import pickle_hashing, to_affine_nd
 from torch import Tensor
 
 from ..data.layout import Wrong
-from ..data.volume_files import Grid, checked_grid, checked_labels
+from ..data.volume_checks import checked_grid, checked_labels
+from ..data.volume_files import Grid
 from ..engine import ConfigError, DataError
 from ..engine.data_check import file_stamp
-from .case import Case, prediction_name
+from .case import Case, label_dtype, prediction_names
 from .check import check_volumes, told
 from .transforms import IDS, build_transforms, mapped_labels
 
 __all__ = ["VolumeDataset"]
 
 _T = TypeVar("_T")
+_VERSION = 2  # of what files are read as: to be raised when that changes
 
 
 def _content(path: Path) -> object:
@@ -37,18 +40,24 @@ def _content(path: Path) -> object:
         raise DataError(f"{path} is no JSON file: {error}") from error
 
 
-def _listed(data_list: str | Mapping, split: str, root: Path) -> list[dict]:
-    """Paths of a split: `image`, one or several for channels, and `label` where there is one."""
+def _listed(data_list: str | Mapping, split: str, root: Path) -> tuple[list[dict], list[str]]:
+    """Paths of a split: `image`, one or several for channels, and `label` where there is one; all files of the list."""
     where, content = "`data_list`", data_list
     if isinstance(data_list, str):
-        where = root / data_list
+        where = root / Path(data_list).expanduser()
         root, content = where.parent, _content(where)
     if not isinstance(content, Mapping) or not isinstance(content.get(split), list):
         found = [key for key, value in content.items() if isinstance(value, list)] if hasattr(content, "items") else []
         raise DataError(f"{where} has no list {split!r}" + (f", only {', '.join(found)}" if found else ""))
     if not content[split]:
         raise DataError(f"{where}: its list {split!r} is empty")
-    return [_item(entry, f"{where}, {split!r}, entry {i}", root) for i, entry in enumerate(content[split])]
+    items = [_item(entry, f"{where}, {split!r}, entry {i}", root) for i, entry in enumerate(content[split])]
+    files = [str(where)] if isinstance(data_list, str) else []
+    for name, entries in content.items():
+        if name != split and isinstance(entries, list):
+            with suppress(DataError):  # something else than a split
+                files += [path for entry in entries for path in _paths(_item(entry, name, root))]
+    return items, [path for item in items for path in _paths(item)] + files
 
 
 def _item(entry, where: str, root: Path) -> dict:
@@ -57,11 +66,12 @@ def _item(entry, where: str, root: Path) -> dict:
     images = [image] if isinstance(image, str) else image
     if not images or not isinstance(images, list) or not all(isinstance(one, str) for one in images):
         raise DataError(f"{where}: expected an `image` (a path, or one for each channel) and a `label`")
-    item = {"image": [str(root / one) for one in images] if isinstance(image, list) else str(root / image)}
+    paths = [str(root / Path(one).expanduser()) for one in images]
+    item = {"image": paths if isinstance(image, list) else paths[0]}
     if "label" in entry:
         if not isinstance(entry["label"], str) or not entry["label"]:
             raise DataError(f"{where}: its `label` is {entry['label']!r}, expected a path, or no `label` at all")
-        item["label"] = str(root / entry["label"])
+        item["label"] = str(root / Path(entry["label"]).expanduser())
     elif close := difflib.get_close_matches("label", [key for key in entry if key != "image"], n=1):
         raise DataError(f"{where}: expected a `label`, found {close[0]!r}")
     return item
@@ -88,6 +98,8 @@ class VolumeDataset(torch.utils.data.Dataset):
         classes: names, the background's first.
         label_map: ids in the files (0 to 65535) to ids of classes. 0 stays background; any other id that the files
             hold needs an entry, `{5: 0}` if it is to become background.
+        ignore_label: id in the label files (0 to 65535, of no class) of voxels that neither losses nor metrics count.
+            In samples of training they are -1.
         test_mode: whole volumes, for evaluation.
         cache_rate: fraction of the volumes that is kept in memory as it is before the first random transform; for
             each process of a run.
@@ -107,22 +119,22 @@ class VolumeDataset(torch.utils.data.Dataset):
         transforms: Sequence[Mapping],
         classes: Sequence[str],
         label_map: Mapping[int, int] | None = None,
+        ignore_label: int | None = None,
         test_mode: bool = False,
         cache_rate: float = 0.0,
         cache_dir: str | None = None,
         cache_workers: int = 4,
     ):
-        self.data_root, self.split, self.test_mode = Path(data_root), split, test_mode
+        self.data_root, self.split, self.test_mode = Path(data_root).expanduser(), split, test_mode
         self.metainfo = dict(classes=tuple(classes))
-        self.label_map = {int(old): int(new) for old, new in (label_map or {}).items()}
-        if beyond := sorted(new for new in self.label_map.values() if not 0 <= new < len(classes)):
-            raise ConfigError(f"`label_map` leads to {beyond}, beyond the {len(classes)} classes")
-        if beyond := sorted(old for old in self.label_map if not 0 <= old < IDS):
-            raise ConfigError(f"`label_map` has {beyond}: ids in files are 0 to {IDS - 1}")
+        self.label_map = _label_map(label_map or {}, len(classes), ignore_label)
         if test_mode and (cache_rate or cache_dir):
             raise ConfigError("`cache_rate` and `cache_dir` are for training: in tests each volume is read once")
-        self.transform = build_transforms(transforms, None if test_mode else self.label_map, check_images=test_mode)
-        self.items = _listed(data_list, split, self.data_root)
+        if not 0 <= cache_rate <= 1:
+            raise ConfigError(f"`cache_rate` is {cache_rate}: expected a fraction from 0 to 1")
+        self.transform = build_transforms(transforms, None if test_mode else self.label_map, test_mode)
+        self.items, self._files = _listed(data_list, split, self.data_root)
+        self.predictions = prediction_names([_images(item)[0] for item in self.items])
         if not test_mode and (without := [item["image"] for item in self.items if "label" not in item]):
             raise DataError(f"{self.data_root}, {split!r}: {without[0]} has no `label` to train with")
         self.cache_rate, self.cache_workers, self.cached = cache_rate, cache_workers, False
@@ -130,11 +142,12 @@ class VolumeDataset(torch.utils.data.Dataset):
         if cache_dir is None:
             self.source = Dataset(inputs, self.transform)
         else:
-            self.source = self._on_disk(inputs, Path(cache_dir), transforms)
+            self.source = self._on_disk(inputs, Path(cache_dir).expanduser(), transforms)
 
     def _on_disk(self, inputs: list[dict], folder: Path, transforms: Sequence[Mapping]) -> PersistentDataset:
         """Another folder for other transforms or ids; another file when one of the data changes."""
-        recipe = hashlib.sha256(repr(([dict(one) for one in transforms], sorted(self.label_map.items()))).encode())
+        known = [_VERSION, [dict(one) for one in transforms], sorted(self.label_map.items())]
+        recipe = hashlib.sha256(repr(known).encode())
         inputs = [item | {"stamp": " ".join(map(file_stamp, _paths(item)))} for item in inputs]
         return PersistentDataset(inputs, self.transform, folder / recipe.hexdigest()[:16], hash_func=pickle_hashing)
 
@@ -169,8 +182,12 @@ class VolumeDataset(torch.utils.data.Dataset):
     def get_data_info(self, index: int) -> dict:
         """The files of a sample, `img_path` and `seg_map_path`, and the name of its `prediction`."""
         item = self.items[index]
-        images = _images(item)
-        return dict(img_path=", ".join(images), seg_map_path=item.get("label"), prediction=prediction_name(images[0]))
+        images = ", ".join(_images(item))
+        return dict(img_path=images, seg_map_path=item.get("label"), prediction=self.predictions[index])
+
+    def input_files(self) -> list[str]:
+        """All files that the list names, those of other splits too, and the list itself."""
+        return self._files
 
     def __getitem__(self, index: int) -> dict:
         self.transform.set_random_state(seed=int(np.random.randint(1 << 32, dtype=np.uint64)))
@@ -180,8 +197,19 @@ class VolumeDataset(torch.utils.data.Dataset):
         crops = data if isinstance(data, list) else [data]
         return dict(
             image=torch.stack([_plain(crop["image"]).float() for crop in crops]),
-            label=torch.stack([_plain(crop["label"]).long() for crop in crops]),
+            label=torch.stack([self._ids(_plain(crop["label"]), index) for crop in crops]),
         )
+
+    def _ids(self, label: Tensor, index: int) -> Tensor:
+        """A label map after the transforms, int64, which any of them may have spoilt."""
+        ids, classes = label.long(), len(self.metainfo["classes"])
+        if not torch.equal(ids.to(label.dtype), label):
+            what = "values that are no whole numbers"
+        elif ids.numel() and not min([0, *self.label_map.values()]) <= ids.min() <= ids.max() < classes:
+            what = f"ids from {ids.min()} to {ids.max()}, for {classes} classes"
+        else:
+            return ids
+        raise DataError(f"{self.items[index]['label']}: after the transforms it has {what}: is one of them for images?")
 
     def _transformed(self, index: int) -> dict | list[dict]:
         try:
@@ -198,21 +226,30 @@ class VolumeDataset(torch.utils.data.Dataset):
         item = self.items[index]
         images = _images(item)
         grids = [_sound(*checked_grid(path)) for path in images]
-        image = self._transformed(index)["image"]
-        original = image.meta.get("original_affine", np.eye(4))
+        data = self._transformed(index)
+        image = data["image"] if isinstance(data, Mapping) else None
+        if not isinstance(image, MetaTensor) or image.ndim - 1 != len(grids[0].shape):
+            raise ConfigError("`transforms` of a test: expected steps that keep an image one, its axes and its affine")
+        original = image.meta["original_affine"]
+        truth, ignored = self._truth(item["label"], grids[0]) if "label" in item else (None, None)
         case = Case(
             image=images[0],
             affine=torch.as_tensor(to_affine_nd(3, image.affine), dtype=torch.float64),
             original_affine=torch.as_tensor(to_affine_nd(3, original), dtype=torch.float64),
             original_shape=tuple(int(n) for n in image.meta["spatial_shape"]),
-            truth=self._truth(item["label"], grids[0]) if "label" in item else None,
+            truth=truth,
+            ignored=ignored,
+            prediction=self.predictions[index],
         )
         return dict(image=_plain(image).float()[None], case=case)
 
-    def _truth(self, label: str, image: Grid) -> Tensor:
-        """Ids of the classes, uint8, of a label map that fits its image."""
-        ids = _sound(*checked_labels(label, image, self._allowed()))
-        return torch.from_numpy(mapped_labels(ids, self.label_map).astype(np.uint8))
+    def _truth(self, label: str, image: Grid) -> tuple[Tensor, Tensor | None]:
+        """Ids of the classes of a label map that fits its image, and what is ignored of it."""
+        found = _sound(*checked_labels(label, image, self._allowed()))
+        ids = torch.from_numpy(mapped_labels(found, self.label_map).astype(np.int64))
+        ignored = ids < 0
+        truth = ids.clamp_(0).to(label_dtype(len(self.metainfo["classes"])))
+        return truth, ignored if ignored.any() else None
 
     def _allowed(self) -> Collection[int]:
         """Ids that label files may hold."""
@@ -225,6 +262,21 @@ class VolumeDataset(torch.utils.data.Dataset):
             DataError: files are not as they should be; they are named.
         """
         check_volumes(self.items, self._allowed(), () if self.test_mode else self.transform.transforms, log)
+
+
+def _label_map(label_map: Mapping[int, int], classes: int, ignore_label: int | None) -> dict[int, int]:
+    """Ids in files to ids of classes, and to -1 what is ignored; empty if they are the same."""
+    found = {int(old): int(new) for old, new in label_map.items()}
+    if beyond := sorted(new for new in found.values() if not 0 <= new < classes):
+        raise ConfigError(f"`label_map` leads to {beyond}, beyond the {classes} classes")
+    if beyond := sorted(old for old in found if not 0 <= old < IDS):
+        raise ConfigError(f"`label_map` has {beyond}: ids in files are 0 to {IDS - 1}")
+    if ignore_label is None:
+        return found
+    found = found or {i: i for i in range(classes)}
+    if ignore_label in found or not 0 < ignore_label < IDS:
+        raise ConfigError(f"`ignore_label` is {ignore_label}: expected an id up to {IDS - 1} that is of no class")
+    return found | {int(ignore_label): -1}
 
 
 def _images(item: dict) -> list[str]:

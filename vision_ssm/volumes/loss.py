@@ -14,11 +14,12 @@ __all__ = ["DeepSupervision"]
 class DeepSupervision(nn.Module):
     """MONAI's `DiceCELoss` of softmax outputs against class ids, summed over resolutions as in nnU-Net.
 
-    Each weighs what `level_loss` says.
+    Each weighs what `level_loss` says. Voxels of the label -1 are left out: Dice and cross-entropy are those of the
+    others, and 0 where there are none.
 
     Args:
         coarsest: whether the coarsest of several outputs counts.
-        weight: of each class in the cross-entropy.
+        weight: of each class, in Dice and in cross-entropy.
         **dice_ce: arguments of `DiceCELoss`; `batch=True` takes the Dice over the whole batch.
     """
 
@@ -33,7 +34,27 @@ class DeepSupervision(nn.Module):
 
         Args:
             outputs: logits (batch, classes, *size), or several, at full resolution first.
-            label: class ids (batch, 1, *size); brought to an output's size by nearest neighbours.
+            label: class ids (batch, 1, *size), -1 where nothing is counted; brought to an output's size by nearest
+                neighbours.
         """
         levels = [outputs] if isinstance(outputs, Tensor) else outputs
-        return level_loss(self.loss, levels, label.float(), self.coarsest)
+        whole = bool((label >= 0).all())
+        return level_loss(self.loss if whole else self._of_counted, levels, label.float(), self.coarsest)
+
+    def _of_counted(self, logits: Tensor, label: Tensor) -> Tensor:
+        """The loss of the voxels that are not ignored."""
+        dice, cross_entropy = self.loss.dice, self.loss.ce
+        samples = [slice(None)] if dice.batch else [slice(i, i + 1) for i in range(len(logits))]
+        parts = [_counted(logits[one], label[one]) for one in samples]
+        parts = [part for part in parts if part[1].numel()]
+        if not parts:
+            return 0.0 * logits.sum()
+        overlap = torch.stack([dice(*part) for part in parts]).mean()
+        everything, ids = (torch.cat(one, -1) for one in zip(*parts, strict=True))
+        return self.loss.lambda_dice * overlap + self.loss.lambda_ce * cross_entropy(everything, ids)
+
+
+def _counted(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (1, classes, voxels) and ids (1, 1, voxels) of the voxels that are not ignored."""
+    kept = label.flatten() >= 0
+    return logits.movedim(1, 0).flatten(1)[None, :, kept], label.flatten()[None, None, kept]

@@ -1,8 +1,9 @@
 """Dice and 95 % Hausdorff distance of each organ, on the grid of the label files."""
 
+import csv
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mmengine.evaluator import BaseMetric
@@ -11,10 +12,13 @@ from mmengine.registry import METRICS
 from monai.metrics import compute_hausdorff_distance
 from torch import Tensor
 
-from ..engine import ConfigError, DataError
+from ..engine import ConfigError
+from ..files import write_atomically
 from .case import Case
 
 __all__ = ["VolumeMetrics", "dice", "hausdorff95"]
+
+_CASES = "cases.csv"
 
 
 def dice(prediction: Tensor, truth: Tensor) -> float:
@@ -28,7 +32,8 @@ def dice(prediction: Tensor, truth: Tensor) -> float:
 def hausdorff95(prediction: Tensor, truth: Tensor, spacing: Sequence[float]) -> float:
     """The larger of the 95th percentiles of the distances between two masks' surfaces, in the unit of `spacing`.
 
-    NaN where the truth is empty. A prediction that is empty is as far off as the grid allows: its diagonal.
+    NaN where the truth is empty. A prediction that is empty is as far off as the grid allows: its diagonal. A volume of
+    one slice is measured as the plane that it is: across it there is no surface.
 
     Args:
         prediction, truth: masks (*size).
@@ -36,12 +41,15 @@ def hausdorff95(prediction: Tensor, truth: Tensor, spacing: Sequence[float]) -> 
     """
     if not truth.any():
         return math.nan
+    flat = [axis for axis, side in enumerate(truth.shape) if side == 1][: truth.ndim - 1]  # one axis stays
+    spacing = [step for axis, step in enumerate(spacing) if axis not in flat]
+    prediction, truth = prediction.squeeze(flat), truth.squeeze(flat)
     if not prediction.any():
         return math.hypot(*(side * step for side, step in zip(truth.shape, spacing, strict=True)))
     masks = [mask[None, None] for mask in (prediction, truth)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI's, about its own calls
-        distance = compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=list(spacing))
+        distance = compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=spacing)
     return distance.item()
 
 
@@ -55,6 +63,7 @@ class VolumeMetrics(BaseMetric):
 
     - An organ that a label map does not have is left out for that volume, whatever was predicted (MONAI's
       `ignore_empty`); one that no volume has is left out altogether.
+    - Voxels that the data set ignores (`ignore_label`) are none, neither of the prediction nor of the truth.
     - An organ that is there and was missed has Dice 0 and, as distance, the diagonal of the volume.
     - The mean is that of the organs' means. The background does not count unless `include_background`.
 
@@ -62,8 +71,9 @@ class VolumeMetrics(BaseMetric):
         classes: names, the background's first; the data set's by default, from which they may not differ.
         include_background: count it as an organ.
         hd95: measure distances too; they take longer than the rest.
-        output_dir: folder for the predictions, one file for each image and named as it; each is written whole as soon
-            as it is there, so that a volume that fails later costs no other.
+        output_dir: folder for the predictions, one file for each image and named as it (in sub-folders where images
+            share a name); each is written whole as soon as it is there, so that a volume that fails later costs no
+            other. And for `cases.csv`, the metrics of each volume, empty where its label map lacks the organ.
         collect_device: MMEngine's.
         prefix: of the names.
     """
@@ -111,16 +121,15 @@ class VolumeMetrics(BaseMetric):
 
         Raises:
             ConfigError: the classes are not those of the data set.
-            DataError: two images have one name, so that one prediction would replace the other.
         """
         _ = self.organs  # before hours of work
-        if self.output_dir is None:
-            return
-        names: dict[str, str] = {}
-        for info in infos:
-            image = info["img_path"]
-            if (other := names.setdefault(info["prediction"], image)) != image:
-                raise DataError(f"the predictions of {other} and {image} have one name: they need two folders")
+
+    def output_files(self, infos: Iterable[dict]) -> Iterator[tuple[Path, str]]:
+        """Files that are going to be written, and the image of each; the engine sees that none is an input."""
+        if self.output_dir is not None:
+            folder = Path(self.output_dir)
+            yield from ((folder / info["prediction"], info["img_path"]) for info in infos)
+            yield from ((folder / name, name) for name in ("metrics.json", _CASES))
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Write and measure the predictions of a batch."""
@@ -129,20 +138,26 @@ class VolumeMetrics(BaseMetric):
             labels = case.on_original_grid(sample["labels"])
             if self.output_dir is not None:
                 case.save(labels, Path(self.output_dir))
-            if case.truth is None:
-                self.results.append({})
-                continue
-            self.unit = case.unit
-            truth, found = case.truth.to(labels.device), {}
-            for index, organ in self.organs.items():
-                one, other = labels == index, truth == index
-                found[f"dice/{organ}"] = dice(one, other)
-                if self.hd95:
-                    found[f"hd95/{organ}"] = hausdorff95(one, other, case.spacing)
-            self.results.append(found)
+            self.results.append(dict(image=case.image) | ({} if case.truth is None else self._of(labels, case)))
+
+    def _of(self, labels: Tensor, case: Case) -> dict[str, float]:
+        """The metrics of a case, NaN for organs that its label map does not have."""
+        self.unit = case.unit
+        truth, found = case.truth.to(labels.device), {}
+        counted = None if case.ignored is None else ~case.ignored.to(labels.device)
+        for index, organ in self.organs.items():
+            one, other = labels == index, truth == index
+            if counted is not None:
+                one, other = one & counted, other & counted
+            found[f"dice/{organ}"] = dice(one, other)
+            if self.hd95:
+                found[f"hd95/{organ}"] = hausdorff95(one, other, case.spacing)
+        return found
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
-        """Means over the volumes, and over the organs; logs the table."""
+        """Means over the volumes, and over the organs; logs the table, and writes that of the cases."""
+        if self.output_dir is not None:
+            self._write_cases(results, Path(self.output_dir) / _CASES)
         metrics = {}
         for name in ("dice", "hd95"):
             means = {}
@@ -158,6 +173,20 @@ class VolumeMetrics(BaseMetric):
         else:
             print_log("no volume has an organ in its label map: there is nothing to measure", logger="current")
         return metrics
+
+    def _write_cases(self, results: Sequence[dict], path: Path) -> None:
+        names = [f"{name}/{organ}" for name in ("dice", "hd95") for organ in self.organs.values()]
+        names = [name for name in names if self.hd95 or not name.startswith("hd95")]
+
+        def write(file: Path) -> None:
+            with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as text:
+                rows = csv.writer(text)
+                rows.writerow(["image", *names])
+                for case in results:
+                    values = [case.get(name, math.nan) for name in names]
+                    rows.writerow([case["image"], *("" if math.isnan(value) else value for value in values)])
+
+        write_atomically(path, write)
 
     def _table(self, metrics: dict[str, float]) -> str:
         rows = [(organ, f"dice/{organ}", f"hd95/{organ}") for organ in self.organs.values()]

@@ -4,14 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
+from mmengine import Config
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..checkpoints import load_checkpoint
-from ..engine import ConfigError, build_network, check_classes, class_logits, network_state_dict
+from ..engine import ConfigError, build_network, check_classes, class_logits, load_network, network_state_dict
 from ..medical import DenseNetwork
-from .case import Case
+from .case import Case, label_dtype
+from .flips import trained_flips
 from .loss import DeepSupervision
 from .windows import SlidingWindows
 
@@ -20,7 +22,11 @@ __all__ = ["VolumeSegmentor"]
 
 def _check_window(network: nn.Module, config: Mapping, roi_size: Sequence[int]) -> None:
     """Refuse windows that a network of this package does not take; by shape alone, on a copy without memory."""
-    if not isinstance(network, DenseNetwork) or min(roi_size) < 1:
+    if not isinstance(network, DenseNetwork):
+        return
+    if network.dims != len(roi_size):
+        raise ConfigError(f"`inference.roi_size` is {tuple(roi_size)}: expected {network.dims} sizes for the network")
+    if min(roi_size) < 1:
         return
     with torch.device("meta"), torch.no_grad():
         try:
@@ -42,13 +48,15 @@ class VolumeSegmentor(BaseModel):
         loss: arguments of `DeepSupervision`.
         checkpoint: file or URL of weights to start from, of this package or as published. A run that is resumed or has
             `load_from` does not read it.
+        keep_head: leave the head of the network as it is, for other classes than those of `checkpoint`.
         channels_last: keep convolutions and maps channels-last in memory: faster training where the channels are few,
             and on GPUs; the norms of such maps are less exact on CPUs (1e-4, relative).
         data_preprocessor: MMEngine's.
 
     Raises:
         ConfigError: there is no such network, its outputs are no logits, or not those of the data's classes; or it
-            does not take the windows of the tests.
+            does not take the windows of the tests. Those of another size than the windows, or of other channels than
+            the images, are refused when the first ones are seen, before the first step.
     """
 
     def __init__(
@@ -59,17 +67,35 @@ class VolumeSegmentor(BaseModel):
         checkpoint: str | None = None,
         channels_last: bool = False,
         data_preprocessor: Mapping | None = None,
+        keep_head: bool = False,
     ):
         super().__init__(data_preprocessor=data_preprocessor)
         self.network = build_network(network)
         self.windows = SlidingWindows(**inference)
         _check_window(self.network, network, self.windows.roi_size)
         self.loss = DeepSupervision(**(loss or {}))
-        self.checkpoint, self.channels_last = checkpoint, channels_last
+        self.checkpoint, self.keep_head, self.channels_last = checkpoint, keep_head, channels_last
+        self.windows.multiples = getattr(self.network, "multiples", None)
         self._classes: set[tuple[str, ...]] = set()  # of the data sets of a run
+        self._tried = False  # a window of the tests, before the first step
         if channels_last:
             for parameter in self.network.parameters():
                 parameter.data = self._in_memory(parameter.data)
+
+    @staticmethod
+    def tta_options(cfg: Config) -> dict:
+        """What `--tta` changes in a config that has no `tta_options`: the flips that training shows are averaged over.
+
+        Flips that `inference` names stay as they are.
+        """
+        inference = cfg.model.inference
+        if inference.get("flips"):
+            return {}
+        loader = cfg.get("train_dataloader") or {}
+        flips = trained_flips(loader.get("dataset") or {}, len(inference.roi_size))
+        shown = ", ".join(str(view) for view in flips[1:]) or "none: the training flips nothing"
+        print_log(f"--tta: flipped views of the axes {shown}", logger="current")
+        return dict(model=dict(inference=dict(flips=flips)))
 
     def _in_memory(self, x: Tensor) -> Tensor:
         """Channels-last, where that is asked for and means something."""
@@ -92,18 +118,62 @@ class VolumeSegmentor(BaseModel):
             check_classes(self.network, outputs, classes)
 
     def _logits(self, image: Tensor) -> list[Tensor]:
+        name, expected = type(self.network).__name__, getattr(self.network, "in_chans", None)
+        if isinstance(expected, int) and expected != image.shape[1]:
+            raise ConfigError(
+                f"`model.network` is a {name} of in_chans={expected}, the images have {image.shape[1]} channels"
+            )
         output = self.network(self._in_memory(image))
         if isinstance(output, Tensor):  # MONAI's DynUNet stacks its levels, (batch, levels, classes, *size)
             levels = output.unbind(1) if output.ndim > image.ndim else [output]
         else:
             levels = output
         self._compare(levels[0].shape[1])
+        if levels[0].shape[2:] != image.shape[2:]:
+            seen, given = ("x".join(map(str, one.shape[2:])) for one in (image, levels[0]))
+            raise ConfigError(
+                f"`model.network` is a {name} whose logits of a window of {seen} are {given}: expected the window's "
+                "size, at full resolution first"
+            )
         return class_logits(levels)
+
+    @torch.no_grad()
+    def _try_window(self, image: Tensor) -> None:
+        """See a part of an image as tests do, once, so that what fails there fails before the first step."""
+        if self._tried or image.ndim - 2 != len(self.windows.roi_size):
+            return
+        self._tried = True
+        sides = self.windows.window(image.shape[2:])
+        was_training, window = self.training, image[(slice(1), slice(None), *map(slice, sides))]
+        self.eval()
+        try:
+            self._probabilities(window)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise self._refusal(window, error) from error
+        finally:
+            self.train(was_training)
+            torch.clear_autocast_cache()  # of weights that were cast without gradients
+
+    def _probabilities(self, image: Tensor) -> Tensor:
+        try:
+            return self.windows(image, self._logits)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise self._refusal(image, error) from error
+
+    def _refusal(self, image: Tensor, error: Exception) -> ConfigError:
+        return ConfigError(
+            f"`model.network` is a {type(self.network).__name__} that does not take windows of "
+            f"{self.windows.roi_size} (`inference.roi_size`) of images of {image.shape[1]} channels: {error}"
+        )
 
     def init_weights(self) -> None:
         """Load the weights to start from; MMEngine calls it when training starts. Networks fill their own before."""
         if self.checkpoint is not None:
-            load_checkpoint(self.network, self.checkpoint)
+            load_network(self.network, self.checkpoint, self.keep_head)
 
     def convert_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A published checkpoint of the network in this model's names; one of this model unchanged."""
@@ -120,12 +190,13 @@ class VolumeSegmentor(BaseModel):
 
         Args:
             image: (batch, channels, *size); or a list of such, which "loss" and "tensor" join.
-            label: class ids (batch, 1, *size), for "loss".
+            label: class ids (batch, 1, *size), -1 where nothing is counted, for "loss".
             case: of each image, for "predict".
             mode: "loss" for the training loss, "predict" for class ids, "tensor" for the network's output.
 
         Returns:
-            The network's output; or `dict(loss=...)`; or for each image `labels`, uint8 (*size), and its `case`.
+            The network's output; or `dict(loss=...)`; or for each image `labels` (*size), of `label_dtype`, and its
+            `case`.
         """
         if mode == "predict":
             images = image if isinstance(image, (list, tuple)) else image.split(1)
@@ -134,9 +205,12 @@ class VolumeSegmentor(BaseModel):
         if mode == "tensor":
             return self.network(self._in_memory(image))
         label = torch.cat(list(label)) if isinstance(label, (list, tuple)) else label
+        self._try_window(image)
         return dict(loss=self.loss(self._logits(image), label))
 
     @torch.no_grad()
     def _segment(self, image: Tensor, case: Case | None) -> dict:
-        probabilities = self.windows(image, self._logits)
-        return dict(labels=probabilities.argmax(1)[0].to(torch.uint8), case=case)
+        if not image.numel():  # cut to its foreground, and there is none
+            return dict(labels=image.new_zeros(image.shape[2:], dtype=torch.uint8), case=case)
+        probabilities = self._probabilities(image)
+        return dict(labels=probabilities.argmax(1)[0].to(label_dtype(probabilities.shape[1])), case=case)

@@ -1,7 +1,7 @@
 """Launch plans of the Triton kernels: from a table by shape class, never measured at run time.
 
 The same shapes always get the same plan, on every GPU, and so the same order of sums and the same bits.
-`tools/tune_gpu.py` measures the candidates and prints the table that it would choose. `VISION_SSM_TRITON_PLAN` or
+`tools/gpu/tune_plans.py` measures the candidates and prints the table that it would choose. `VISION_SSM_TRITON_PLAN` or
 `use_plan` force parts of a plan: "tile=4 pack=1 segments=8".
 """
 

@@ -1,8 +1,8 @@
 """Compile the Triton kernels for GPUs that need not be there, and hold registers, spills and instructions to a budget.
 
-    python tools/check_kernels.py                      # the shapes of the published models, for sm_80, sm_90 and sm_100
-    python tools/check_kernels.py --quick              # a few of them
-    python tools/check_kernels.py --output FILE.json   # record what was found
+    python tools/gpu/check_kernels.py                      # the published models, for sm_80, sm_90 and sm_100
+    python tools/gpu/check_kernels.py --quick              # a few of them
+    python tools/gpu/check_kernels.py --output FILE.json   # record what was found
 
 The host code runs on shapes alone and hands its launches over, so what is compiled is what a GPU would run.
 """
@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 # Most bytes that a thread of a kernel may spill; 0 where none is named. 96 are 24 of 255 registers, and the backward

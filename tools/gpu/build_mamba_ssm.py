@@ -1,8 +1,8 @@
 """Build a wheel of mamba_ssm with its CUDA kernel `selective_scan_cuda`, the benchmark's peer, for one GPU generation.
 
-    python tools/build_mamba_ssm.py                                     # for the running Python and its torch
-    python tools/build_mamba_ssm.py --python python3.12 --torch 2.11.0  # for others, in an environment of their own
-    python tools/build_mamba_ssm.py --configure-only                    # write and check the compile commands only
+    python tools/gpu/build_mamba_ssm.py                                     # for the running Python and its torch
+    python tools/gpu/build_mamba_ssm.py --python python3.12 --torch 2.11.0  # for others, in an environment of their own
+    python tools/gpu/build_mamba_ssm.py --configure-only                    # write and check the compile commands only
 
 Needs nvcc and a C++ compiler, but no GPU. The sources are the sdist, which pip downloads. Its setup.py compiles for up
 to nine architectures, whatever TORCH_CUDA_ARCH_LIST says, and in C++17, which newer versions of torch refuse; those

@@ -1,6 +1,6 @@
 """Measure the launch plans of the Triton kernels on a GPU and say which the table should hold.
 
-    python tools/tune_gpu.py --output tools/results/plans-h200.json
+    python tools/gpu/tune_plans.py --output tools/results/plans-h200.json
 
 Plans are never measured at run time: results must not change between runs. This prints, for each shape class, what
 `vision_ssm/ops/gpu/plan.py` chooses now and what was fastest; edit the table by hand where the difference is real.
@@ -11,10 +11,11 @@ import itertools
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
 TILES, PACKS = (2, 4, 8, 16), (1, 2)
 SEGMENTS = (1, 2, 4, 8, 16, 32, 64)
@@ -30,16 +31,16 @@ def candidates(case) -> list[str]:
     return texts
 
 
-def problem(case):
-    """Random arguments of a case on the GPU: (forward, backward) without arguments."""
+def problem(case, device: str = "cuda"):
+    """Random arguments of a case on a device: (forward, backward) without arguments."""
     import torch
 
     from vision_ssm.ops import gpu
 
     scan = gpu.load("scan")
-    g = torch.Generator("cuda").manual_seed(0)
+    g = torch.Generator(device).manual_seed(0)
     dtype = getattr(torch, case.dtype)
-    new = lambda *shape, dtype=torch.float32: torch.randn(shape, generator=g, device="cuda").to(dtype)  # noqa: E731
+    new = lambda *shape, dtype=torch.float32: torch.randn(shape, generator=g, device=device).to(dtype)  # noqa: E731
     B, K, L, D, N, R = case.batch, case.paths, case.tokens, case.channels, case.d_state, case.rank
     u = new(B, 1 if case.shared else K, L, D, dtype=dtype)
     if R:
@@ -49,9 +50,9 @@ def problem(case):
     z = new(B, 1, L, D, dtype=dtype) if case.gate else None
     tables = None
     if case.tables:
-        orders = torch.stack([torch.randperm(L, generator=g, device="cuda") for _ in range(K)])
+        orders = torch.stack([torch.randperm(L, generator=g, device=device) for _ in range(K)])
         tables = torch.stack([orders, orders]).int()
-    args = u, dt, -torch.rand(K, D, N, generator=g, device="cuda"), b.unsqueeze(3), c.unsqueeze(3), new(K, D)
+    args = u, dt, -torch.rand(K, D, N, generator=g, device=device), b.unsqueeze(3), c.unsqueeze(3), new(K, D)
     rest = new(K, D) - 4, 0.1 * new(K, D, R) if R else None, tables
     dy = new(B, 1, L, D, dtype=dtype)
     states = scan.forward(*args, z, *rest, L, True, True, True)[2]
@@ -69,6 +70,29 @@ def median_ms(run, seconds: float) -> tuple[float, float]:
     return statistics.median(times), min(times)
 
 
+def measure(case, seconds: float, device: str = "cuda", clock=median_ms, most: int | None = None) -> Iterator[dict]:
+    """The times of a case's plans, forward and then backward.
+
+    Args:
+        seconds: of each measurement.
+        clock: (call, seconds) to (median, fastest) in milliseconds.
+        most: measure so many candidates only.
+    """
+    from triton.runtime.errors import OutOfResources
+
+    from vision_ssm.ops.gpu.plan import use_plan
+
+    for what, run in zip(("forward", "backward"), problem(case, device), strict=True):
+        times = {}
+        for text in ["", *candidates(case)[:most]]:
+            try:
+                with use_plan(text):
+                    times[text or "table"] = clock(run, seconds)
+            except OutOfResources:
+                continue
+        yield dict(case=case.name, what=what, times_ms=times, best=min(times, key=times.get))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print a table, write JSON after every case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -82,7 +106,6 @@ def main(arguments: list[str] | None = None) -> int:
     from check_kernels import CASES
 
     from vision_ssm.files import write_json
-    from vision_ssm.ops.gpu.plan import use_plan
 
     if not torch.cuda.is_available():
         print("plans are measured on an NVIDIA GPU, and there is none", file=sys.stderr)
@@ -93,17 +116,11 @@ def main(arguments: list[str] | None = None) -> int:
         if time.monotonic() - begin > args.limit:
             print(f"out of time before {case.name!r}", file=sys.stderr)
             break
-        for what, run in zip(("forward", "backward"), problem(case), strict=True):
-            times = {}
-            for text in ["", *candidates(case)]:
-                try:
-                    with use_plan(text):
-                        times[text or "table"] = median_ms(run, args.seconds)
-                except triton.runtime.errors.OutOfResources:
-                    continue
-            best = min(times, key=times.get)
-            print(f"{case.name:36} {what:9} table {times['table'][0]:8.3f} ms, best {times[best][0]:8.3f} ms: {best}")
-            record["cases"].append(dict(case=case.name, what=what, times_ms=times, best=best))
+        for found in measure(case, args.seconds):
+            times, best = found["times_ms"], found["best"]
+            print(f"{case.name:36} {found['what']:9} table {times['table'][0]:8.3f} ms, "
+                  f"best {times[best][0]:8.3f} ms: {best}")  # fmt: skip
+            record["cases"].append(found)
         write_json(args.output, record)
     return 0
 

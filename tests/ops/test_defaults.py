@@ -101,3 +101,14 @@ def test_training_in_bfloat16_alone(name):
     ours, expected = (torch.cat([g.float().flatten() for g in gradients]) for gradients in (ours, expected))
     assert torch.nn.functional.cosine_similarity(ours, expected, 0) > 0.98
     assert oracle.error(ours.norm(), expected.norm()) <= 0.1
+
+
+@pytest.mark.parametrize("name", ["vim_test", "mamba_nd_3d_test", "vivim_test"])
+def test_rates_of_stochastic_depth(name):
+    """Numbers, not tensors: no default rounds them."""
+    found = []
+    for context in (contextlib.nullcontext(), default_dtype(torch.bfloat16)):
+        with context:
+            model = timm.create_model(name, drop_path_rate=0.3)
+            found.append([m.drop_prob for m in model.modules() if isinstance(getattr(m, "drop_prob", None), float)])
+    assert found[0] == found[1] and max(found[0]) == pytest.approx(0.3)

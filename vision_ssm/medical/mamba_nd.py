@@ -107,7 +107,7 @@ class MambaND(DenseNetwork):
         self.grid = [side // _PATCH for side in self.input_size]
         self.patch_embed = nn.Conv3d(in_chans, dim, _PATCH, _PATCH, **dd)
         self.pos_embed = nn.Parameter(torch.zeros(1, math.prod(self.grid), dim, **dd))
-        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        rates = torch.linspace(0, drop_path_rate, depth, dtype=torch.float32, device="cpu").tolist()
         self.blocks = nn.ModuleList(MambaNDBlock(dim, i, drop_rate, rate, **dd) for i, rate in enumerate(rates))
         layers = ConvLayers(3, "instance_plain", bias=False, **dd)
         widths = [features * 2**i for i in range(4)]

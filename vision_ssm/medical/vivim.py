@@ -231,7 +231,7 @@ class Vivim(DenseNetwork):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.in_chans, self.num_classes, self.chunks = in_chans, num_classes, chunks
-        rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
+        rates = torch.linspace(0, drop_path_rate, sum(depths), dtype=torch.float32, device="cpu").split(list(depths))
         self.stages = nn.ModuleList(
             Stage(
                 dims_by_stage[i - 1] if i else in_chans, dims_by_stage[i], 3 if i else 7, 2 if i else 4, num_heads[i],

@@ -372,5 +372,5 @@ def block_drop_paths(rate: float, depth: int) -> list[float]:
     The rates of the reference: each mixer output is dropped where it is added, one block later, so the first block adds
     nothing and the last rate belongs to the final norm.
     """
-    rates = torch.linspace(0, rate, depth, device="cpu").tolist()
+    rates = torch.linspace(0, rate, depth, dtype=torch.float32, device="cpu").tolist()
     return [0.0, *rates]

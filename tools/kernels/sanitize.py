@@ -4,8 +4,8 @@ Right calls are held against the float64 definitions of tests/ops; each wrong ca
 TypeError. The status is not 0 where a result is off, a wrong call passes, or a sanitizer reports anything. It needs
 GCC and CMake.
 
-    python tools/sanitize_kernels.py --quick     # a minute, with the build
-    python tools/sanitize_kernels.py --seconds 3600 --seed 7
+    python tools/kernels/sanitize.py --quick     # a minute, with the build
+    python tools/kernels/sanitize.py --seconds 3600 --seed 7
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RUNTIME = "libasan.so", "libstdc++.so.6"
 BUILD = ROOT / "build" / "sanitized-kernels"
 

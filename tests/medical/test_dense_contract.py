@@ -190,12 +190,12 @@ def test_two_steps_are_bitwise_equal(name: str) -> None:
 @pytest.mark.parametrize("name", SUPERVISED)
 def test_deep_supervision(name: str) -> None:
     supervised, x = create(name, deep_supervision=True), volumes(name, 1)
-    outputs = supervised(x)
+    assert None not in step(supervised.train(), x)[1].values()
+    outputs = supervised.eval()(x)
     assert isinstance(outputs, list) and outputs[0].shape == expected_shape(name, x, supervised.num_classes)
     sides = [y.shape[2:] for y in outputs]
     assert len(outputs) > 1 and all(a[-1] > b[-1] for a, b in pairwise(sides))
-    assert None not in step(supervised.train(), x)[1].values()
-    supervised.eval().decoder.deep_supervision = False
+    supervised.decoder.deep_supervision = False
     assert torch.equal(supervised(x), outputs[0])
     # A checkpoint with all the heads fits the network that has one.
     plain = vision_ssm.load_checkpoint(create(name, seed=1), supervised.state_dict())

@@ -48,8 +48,9 @@ VIVIM = (
 )
 
 
-def test_vivim():
-    model = create("vivim", edge=True, **SHALLOW_VIVIM)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_vivim(dtype):
+    model = create("vivim", edge=True, dtype=dtype, **SHALLOW_VIVIM)
     holds(
         model,
         *VIVIM,
@@ -191,4 +192,15 @@ def test_medmamba():
         (r"stem\.0\.weight", "0", "0.0361", "normal"),  # sqrt(2 / (96 * 16))
         (r".*\.(in_proj|out_proj)\.weight", "0", "0.020", "normal"),
         (r"head\.fc\.weight", "0", "0.020", "normal"),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_swin_unet(dtype):
+    model = create("swin_unet_weak", depths=(1, 1, 1, 1), dtype=dtype)
+    holds(
+        model,
+        (r".*\.(qkv|proj|fc1|fc2|expand|reduction)\.weight", "0", "0.020", "normal"),
+        (r".*\.relative_position_bias_table", "0", "0.020", "normal"),
+        (r"decoder\.heads\.\d\.weight", "0", "0.059", "any"),
     )

@@ -22,7 +22,7 @@ def create(name: str, **kwargs) -> torch.nn.Module:
 def _check_states(model: torch.nn.Module) -> None:
     for value in select(model, r".*\.ssm\.A_log").values():
         steps = torch.arange(1, value.shape[-1] + 1).float().log()
-        torch.testing.assert_close(value, steps.expand_as(value))
+        torch.testing.assert_close(value, steps.to(value.dtype).expand_as(value))
 
 
 VIM = (
@@ -47,6 +47,7 @@ TABLES = ((r"pos_embed|cls_token|tail_token", "0", "0.020", "normal"),)
         dict(class_token=False, global_pool="avg", rope=True, pos_embed=True),
         dict(class_token="both_ends", rms_norm=False),
         dict(img_size=(64, 96), dynamic_img_size=True, drop_path_rate=0.1),
+        dict(dtype=torch.bfloat16),
     ],
 )
 def test_vim(kwargs):
@@ -92,7 +93,9 @@ SEEN_AS_LINEAR = (
 )
 
 
-@pytest.mark.parametrize("kwargs", [{}, dict(class_token="middle"), dict(rms_norm=False, img_size=128)])
+@pytest.mark.parametrize(
+    "kwargs", [{}, dict(class_token="middle"), dict(rms_norm=False, img_size=128), dict(dtype=torch.bfloat16)]
+)
 def test_local_vim(kwargs):
     model = create("local_vim_tiny", depth=4, directions="h v- w7 w7-", **kwargs)
     holds(model, *LOCAL_VIM, *SEEN_AS_LINEAR)

@@ -18,6 +18,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 
 from ..cards import facts
 from ..checkpoints import CheckpointError, rename, unwrap
+from ..models._initialisation import init_truncated
 from ..models._positions import fit_positions, stated_grid
 from ..scan import fix_in_trace
 from ._base import DenseNetwork, create, network_cfg, run
@@ -179,6 +180,11 @@ class SwinUNet(ExpandUNet):
                     f"{block.window_size[0]}x{block.window_size[1]}: make the network with the `img_size` that the "
                     "checkpoint is for"
                 )
+
+    def _init_layer(self, module: nn.Module, name: str) -> None:
+        super()._init_layer(module, name)
+        if hasattr(module, "relative_position_bias_table"):
+            init_truncated(module.relative_position_bias_table)
 
     def nominal_sides(self) -> tuple[int, ...]:
         """The size that the windows are for."""

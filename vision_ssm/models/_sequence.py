@@ -5,7 +5,7 @@ from typing import List, Literal, Optional, Tuple, Union  # noqa: UP035 - TorchS
 
 import torch
 import torch.nn as nn
-from timm.layers import DropPath, RmsNorm, get_device_dtype, to_2tuple, trunc_normal_
+from timm.layers import DropPath, RmsNorm, get_device_dtype, to_2tuple
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
@@ -13,6 +13,7 @@ from timm.models._input import update_model_input_size
 from ..layers import rotary_tables, rotate
 from ..scan import fix_in_trace
 from ._base import Backbone
+from ._initialisation import init_truncated
 from ._patches import PatchEmbed
 from ._positions import resized_grid
 
@@ -157,7 +158,7 @@ class SequenceBackbone(Backbone):
         elif module is self:
             for parameter in (self.pos_embed, self.cls_token, self.tail_token):
                 if parameter is not None:
-                    trunc_normal_(parameter, std=0.02)
+                    init_truncated(parameter)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

@@ -18,7 +18,7 @@ from ..cards import facts
 from ..checkpoints import mamba_parameters, rename, stack_paths, unwrap
 from ..layers import Mamba, SelectiveSSM
 from ._base import build, pretrained_cfg
-from ._initialisation import SSMInit, checked_ssm_init, init_linear
+from ._initialisation import SSMInit, checked_ssm_init, init_linear, init_wide
 from ._patches import PatchEmbed
 from ._positions import fit_positions
 from ._sequence import Block, ClassToken, SequenceBackbone, block_drop_paths
@@ -124,7 +124,7 @@ class VisionMamba(SequenceBackbone):
     def _init_layer(self, module: nn.Module, name: str) -> None:
         super()._init_layer(module, name)
         if isinstance(module, PatchEmbed):
-            lecun_normal_(module.proj.weight)
+            init_wide(lecun_normal_, module.proj.weight)
             nn.init.zeros_(module.proj.bias)
         elif isinstance(module, nn.Linear) and name == "head":
             init_linear(module)

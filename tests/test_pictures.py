@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vision_ssm.pictures import PictureError, is_picture, read_image, read_labels, read_pixels, read_size
+from vision_ssm.pictures import (
+    PictureError,
+    check_image,
+    is_picture,
+    is_turned,
+    read_image,
+    read_labels,
+    read_pixels,
+    read_size,
+)
 
 GREY = np.random.default_rng(0).integers(0, 256, (6, 8), np.uint8)
 RGB = np.random.default_rng(1).integers(0, 256, (6, 8, 3), np.uint8)
@@ -112,3 +121,29 @@ def test_what_is_no_whole_picture_is_named(tmp_path):
     with pytest.raises(PictureError, match="is missing"):
         read_size(tmp_path / "none.png")
     assert is_picture("a/b.TIF") and not is_picture("b.nii.gz")
+
+
+def test_pictures_of_absurd_size(tmp_path, monkeypatch):
+    path = _save(tmp_path / "i.png", RGB)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    for read in (read_image, read_labels, check_image):
+        with pytest.raises(PictureError, match=r"i\.png has more than 40 pixels"):
+            read(path)
+
+
+def test_checking_is_reading(tmp_path):
+    """What `check_image` finds good is what `read_image` reads, and its size is the one that is shown."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = Image.fromarray(np.kron(RGB, np.ones((9, 9, 1), np.uint8)))
+    files = [_save(tmp_path / "p.jpg", photo, exif=exif.tobytes()), _save(tmp_path / "g.png", GREY)]
+    for path in files:
+        assert check_image(path) == read_image(path).size == read_size(path)
+        assert is_turned(path) == (path.suffix == ".jpg")
+    cut = files[0].read_bytes()
+    files[0].write_bytes(cut[: len(cut) // 2])
+    files.append(_save(tmp_path / "f.tif", GREY.astype(np.float32)))
+    for path in (files[0], files[2]):
+        for read in (check_image, read_image):
+            with pytest.raises(PictureError, match=path.name):
+                read(path)

@@ -214,6 +214,11 @@ def _opened(source: Source, read: Callable[[Image.Image], _T]) -> _T:
         raise
     except FileNotFoundError:
         raise PictureError(f"{name} is missing") from None
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise PictureError(
+            f"{name} has more than {most} pixels, a bomb perhaps: if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS"
+        ) from None
     except UnidentifiedImageError:
         raise PictureError(f"{name} cannot be read: it is of no format that Pillow knows, or damaged") from None
     except Exception as error:

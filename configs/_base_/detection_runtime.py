@@ -1,7 +1,7 @@
 """What every detection config shares: hooks, logs, checkpoints."""
 
 custom_imports = dict(imports=["vision_ssm.openmmlab", "vision_ssm.openmmlab.tta"], allow_failed_imports=False)
-runner_type = "VisionSSMRunner"  # for the libraries' own tools: safe checkpoints, exact resume, checked data
+runner_type = "VisionSSMRunner"  # for the libraries' own tools: safe checkpoints, exact resume
 default_scope = "mmdet"
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),
@@ -11,6 +11,7 @@ default_hooks = dict(
     checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=1000, max_keep_ckpts=2, save_best="coco/bbox_mAP"),
     sampler_seed=dict(type="DistSamplerSeedHook"),
     visualization=dict(type="DetVisualizationHook"),
+    data_check=dict(type="DataCheckHook"),
 )
 env_cfg = dict(
     cudnn_benchmark=False,

@@ -1,7 +1,7 @@
 """What every segmentation config shares: hooks, logs, checkpoints, multi-scale testing."""
 
 custom_imports = dict(imports=["vision_ssm.openmmlab"], allow_failed_imports=False)
-runner_type = "VisionSSMRunner"  # for the libraries' own tools: safe checkpoints, exact resume, checked data
+runner_type = "VisionSSMRunner"  # for the libraries' own tools: safe checkpoints, exact resume
 default_scope = "mmseg"
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),
@@ -10,6 +10,7 @@ default_hooks = dict(
     checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=2000, max_keep_ckpts=2, save_best="mIoU"),
     sampler_seed=dict(type="DistSamplerSeedHook"),
     visualization=dict(type="SegVisualizationHook"),
+    data_check=dict(type="DataCheckHook"),
 )
 env_cfg = dict(
     cudnn_benchmark=True,

@@ -172,6 +172,10 @@ NOTED = {
         lambda coco: [one.update(category_id=1) for one in coco["annotations"]] and None,
         "no annotation that counts of 'dog'",
     ),
+    "ids of a table": (
+        lambda coco: coco["annotations"].append(dict(coco["annotations"][0], id=9.0, area=0)),
+        "area of 0",
+    ),
     "text ids": (lambda coco: [one.update(id=str(one["id"])) for one in coco["annotations"]] and None, "is text"),
     "small pictures": (first("images", width=8), "1 of 2 images are smaller than 16 pixels"),
 }
@@ -189,6 +193,9 @@ def test_metrics_decode_every_mask(tmp_path):
     path, short = tmp_path / "a.json", first(segmentation=[[1, 1, 9, 9]], area=0)
     assert findings(path, short)[0] == []
     assert "polygons" in findings(path, short, measured=True)[0][0]
+    second = first(segmentation=[*content()["annotations"][0]["segmentation"], [1, 1, 9, 9]])
+    wrong, noted = findings(path, second, measured=True)
+    assert not wrong and "polygons" in noted[0]
     assert findings(path, lambda coco: coco.pop("annotations") and None) == ([], [])
     assert "nothing to measure" in findings(path, lambda coco: coco.pop("annotations") and None, measured=True)[0][0]
 
@@ -254,6 +261,13 @@ def test_what_is_left_out_is_what_mmdetection_leaves_out(root):
     assert 4 < kept == len(coco["annotations"]) - sum(lost)
 
 
+def test_files_without_annotations_are_for_tests(root):
+    written(root / "a.json", lambda coco: coco.pop("annotations") and None)
+    check_dataset(dataset(root, test_mode=True))
+    with pytest.raises(DataError, match="no box is left to learn from"):
+        check_dataset(dataset(root))
+
+
 def test_labels_follow_the_file(root):
     written(root / "a.json", lambda coco: coco["categories"].reverse())
     for wrapped in (dataset(root), ConcatDataset([dataset(root)])):
@@ -312,3 +326,18 @@ def test_files_of_metrics_are_looked_at(root):
     told = []
     check_evaluator(metric, data, told.append)
     assert "1 images that are not tested and count as missed" in told[0]
+
+
+def test_more_classes_than_label_maps_could_have(root):
+    """Boxes have any number of classes; label maps beside them have meanings of their own."""
+    classes = tuple(f"class {i}" for i in range(400))
+    categories = [dict(id=i + 1, name=name) for i, name in enumerate(classes)]
+    written(root / "a.json", lambda coco: coco.update(categories=categories))
+    (root / "maps").mkdir()
+    for i in (1, 2):
+        Image.fromarray(np.full((HEIGHT, WIDTH), 182, np.uint8)).save(root / "maps" / f"{i}.png")
+    beside = dict(metainfo=dict(classes=classes), data_prefix=dict(img="", seg="maps"))
+    check_dataset(dataset(root, **beside))
+    (root / "maps" / "2.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"maps/2\.png cannot be read"):
+        check_dataset(dataset(root, **beside))

@@ -81,7 +81,11 @@ def _listed(value: object) -> list:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and abs(value) < math.inf  # which NaN is not
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) or _is_number(value)
 
 
 def _layout_faults(path: str | Path, content: object) -> Iterator[str]:
@@ -104,7 +108,7 @@ def _entry_faults(path: str | Path, content: Mapping) -> Iterator[str]:
         tally, seen = _Tally(), set()
         for entry in content.get(name, ()):
             key = entry.get("id")
-            if not isinstance(key, (int, str)):
+            if not _is_id(key):
                 tally.add("have no `id` that is a number", entry)
             elif key in seen:
                 tally.add("have an `id` that another one has too", entry)
@@ -120,11 +124,9 @@ def _entry_faults(path: str | Path, content: Mapping) -> Iterator[str]:
                 tally.add("have no `name`", entry)
         yield from tally.lines(path, name)
     for key, name in (("category_id", "categories"), ("image_id", "images")):
-        ids = {entry["id"] for entry in content[name] if isinstance(entry.get("id"), (int, str))}
+        ids = {entry["id"] for entry in content[name] if _is_id(entry.get("id"))}
         strange = [
-            entry
-            for entry in content.get("annotations", ())
-            if not isinstance(entry.get(key), (int, str)) or entry[key] not in ids
+            entry for entry in content.get("annotations", ()) if not _is_id(entry.get(key)) or entry[key] not in ids
         ]
         if strange:
             values = sorted({str(entry.get(key)) for entry in strange})[:_SHOWN]
@@ -231,8 +233,8 @@ class _Sorted:
         reason = _left_out(entry, image)
         if self.masks and (self.measured or reason is None):
             fault, trims = _mask_fault(entry.get("segmentation"), image)
-            if fault and (self.measured or not trims):
-                self.broken.add(fault, entry)
+            if fault and not (trims and (not self.measured or _is_polygon(entry["segmentation"][0]))):
+                self.broken.add(fault, entry)  # COCO's evaluation takes a first polygon of four numbers for a box
                 return
             if fault and any(map(_is_polygon, entry["segmentation"])):
                 self.trimmed.add(fault, entry)
@@ -265,10 +267,10 @@ def _annotation_faults(
         return
     images = {entry["id"]: entry for entry in content["images"]}
     names = {entry["id"]: entry["name"] for entry in content["categories"]}
-    found = _Sorted(masks, measured)
+    found, wanted = _Sorted(masks, measured), set(names.values() if classes is None else classes)
     for entry in annotations:
         name = names[entry["category_id"]]
-        if classes is None or name in classes:
+        if name in wanted:
             found.add(entry, images[entry["image_id"]], name)
     if found.broken:
         yield from found.broken.lines(path, "annotations")

@@ -15,7 +15,7 @@ from mmengine.runner import BaseLoop
 from .checked import Notice, checked_once, file_stamp
 from .coco_check import annotation_findings, image_ids
 from .order import DataError, Seeded
-from .picture_check import LabelRule, Sample, label_findings, left_out_pictures, picture_problem, samples
+from .picture_check import LabelRule, Sample, label_findings, left_out_pictures, picture_problem
 
 __all__ = [
     "DataCheckHook",
@@ -100,40 +100,66 @@ def _check_leaf(dataset, log: Log | None, warn: Log | None) -> None:
         )
     if not len(dataset):
         raise DataError(f"{getattr(dataset, 'data_root', type(dataset).__name__)} holds no sample")
-    infos = list(_infos(dataset))
-    found, rule, coco = samples(infos), LabelRule.of(dataset), _coco_file(dataset)
+    content, coco = _Content(dataset), _coco_file(dataset)
+    rule = LabelRule.of(dataset) if content.maps else None
     options = dict(classes=classes, masks=_wants_masks(dataset), least_side=_least_side(dataset))
+    left_out, learns = list(left_out_pictures(dataset)), not getattr(dataset, "test_mode", False)
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-        stamps = [rule.stamp(), repr(options)]
+        stamps = [rule.stamp() if rule else "", repr((options, learns, sorted(map(str, content.labels)))), *left_out]
         if coco:
             stamps += [file_stamp(coco), repr(dataset.cat_ids)]
-        stamps += pool.map(Sample.fingerprint, found, chunksize=256)
+        stamps += pool.map(Sample.fingerprint, [*content.pictures, *content.maps], chunksize=256)
 
         def problems() -> list[str]:
             if log:
-                log(f"checking {len(found)} images and their annotations, once")
-            lines = list(left_out_pictures(dataset))
+                log(f"checking {len(content.pictures)} images and their annotations, once")
+            lines = list(left_out)
             if coco:
                 lines += annotation_findings(coco, category_ids=dataset.cat_ids, **options)
-            elif classes and not getattr(dataset, "test_mode", False):
-                lines += _object_findings(infos, tuple(classes), _name(dataset))
-            problem = dict(zip(found, pool.map(picture_problem, found), strict=True))
-            lines += filter(None, problem.values())
-            good = [sample for sample in found if problem[sample] is None]
-            return lines + list(label_findings(good, rule, _name(dataset), pool))
+            if classes and content.has_boxes and learns and not (coco and lines):
+                lines += _box_findings(content, tuple(classes), _name(dataset))
+            wrong = dict(zip(content.pictures, pool.map(picture_problem, content.pictures), strict=True))
+            lines += filter(None, wrong.values())
+            good = [one for one in content.maps if not wrong.get(one._replace(labels=None))]
+            return lines + (list(label_findings(good, rule, _name(dataset), pool)) if rule else [])
 
         checked_once(stamps, problems, warn)
 
 
-def _object_findings(infos: list[dict], classes: tuple[str, ...], where: str) -> Iterator[str]:
-    """Classes without a box in a detection set, of any format, as its own filters have left it."""
-    if not any("instances" in info for info in infos):
-        return
-    boxes = [one for info in infos for one in info.get("instances", ()) if not one.get("ignore_flag")]
-    labels = {one.get("bbox_label") for one in boxes}
-    if not boxes:
+class _Content:
+    """What a data set holds, gathered in one pass: all of it at once may be more than the memory takes.
+
+    Attributes:
+        pictures: every picture, and for detection sets the label maps beside them, whose values have other meanings.
+        maps: every label map of a segmentation set, with its picture.
+        has_boxes: whether it is a detection set.
+        labels: of the boxes that are not ignored.
+    """
+
+    def __init__(self, dataset):
+        pictures, maps = {}, {}
+        self.has_boxes, self.labels = False, set()
+        for info in _infos(dataset):
+            if "instances" in info:
+                self.has_boxes = True
+                self.labels |= {one.get("bbox_label") for one in info["instances"] if not one.get("ignore_flag")}
+            image, labels = info.get("img_path"), info.get("seg_map_path")
+            if not isinstance(image, str):
+                continue
+            sample = Sample(image, labels, info.get("width"), info.get("height"))
+            pictures[sample._replace(labels=None)] = None
+            if labels and "instances" in info:
+                pictures[sample._replace(image=labels, labels=None)] = None
+            elif labels:
+                maps[sample] = None
+        self.pictures, self.maps = list(pictures), list(maps)
+
+
+def _box_findings(content: _Content, classes: tuple[str, ...], where: str) -> Iterator[str]:
+    """Classes without a box in a detection set of any format, as its own filters have left it."""
+    if not content.labels:
         yield f"{where}: no box is left to learn from: do its names differ from the classes {list(classes[:_SHOWN])}?"
-    elif unused := [name for i, name in enumerate(classes) if i not in labels]:
+    elif unused := [name for i, name in enumerate(classes) if i not in content.labels]:
         more = f" and {len(unused) - _SHOWN} more" if len(unused) > _SHOWN else ""
         yield Notice(f"{where}: no box has the class {', '.join(map(repr, unused[:_SHOWN]))}{more}")
 
@@ -141,7 +167,7 @@ def _object_findings(infos: list[dict], classes: tuple[str, ...], where: str) ->
 def dataset_faults(config) -> str | None:
     """Why a data set could not be built: what is wrong with the files that its config names."""
     found = [line for leaf in _leaf_configs(config) for line in _file_findings(leaf) if not isinstance(line, Notice)]
-    return "; ".join(found[:_SHOWN]) or None
+    return "; ".join(list(dict.fromkeys(found))[:_SHOWN]) or None
 
 
 def _leaf_configs(config) -> Iterator[Mapping]:
@@ -178,20 +204,19 @@ def naming_annotations(evaluator) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        files = (path for _, path, _ in _coco_metrics(evaluator))
+        files = (metric["ann_file"] for metric in _coco_metrics(evaluator))
         lines = [line for path in files for line in annotation_findings(path) if not isinstance(line, Notice)]
         if lines:
             raise DataError("; ".join(lines[:_SHOWN])) from error
         raise
 
 
-def _coco_metrics(evaluator) -> Iterator[tuple[bool, str, bool]]:
-    """(whether masks count, COCO file, whether anything is measured) of the metrics of a config."""
+def _coco_metrics(evaluator) -> Iterator[Mapping]:
+    """The metrics of a config that read a COCO file, which is there."""
     for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
         path = metric.get("ann_file") if isinstance(metric, Mapping) else None
         if isinstance(path, str) and path.endswith(".json") and os.path.isfile(path):
-            kinds = metric.get("metric", "bbox")
-            yield "segm" in ([kinds] if isinstance(kinds, str) else kinds), path, not metric.get("format_only", False)
+            yield metric
 
 
 def check_evaluator(evaluator, dataset, warn: Log | None = None) -> None:
@@ -212,17 +237,21 @@ def check_evaluator(evaluator, dataset, warn: Log | None = None) -> None:
         info.get("img_id") for leaf in leaves(dataset) if hasattr(leaf, "get_data_info") for info in _infos(leaf)
     }
     classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
-    for masks, path, asked in metrics:
+    for metric in metrics:
+        path, kinds = metric["ann_file"], metric.get("metric", "bbox")
+        options = dict(
+            classes=None if metric.get("sort_categories") else classes,  # then the file's order does not count
+            masks="segm" in ([kinds] if isinstance(kinds, str) else kinds),
+            measured=not metric.get("format_only", False),
+        )
 
-        def problems(path=path, masks=masks, asked=asked) -> list[str]:
-            found = list(annotation_findings(path, classes, masks=masks, measured=asked))
+        def problems(path=path, options=options) -> list[str]:
+            found = list(annotation_findings(path, **options))
             if all(isinstance(one, Notice) for one in found):
                 found += _image_findings(path, image_ids(path), measured)
             return found
 
-        checked_once(
-            [file_stamp(path), repr((classes, masks, asked)), repr(sorted(map(str, measured)))], problems, warn
-        )
+        checked_once([file_stamp(path), repr(options), repr(sorted(map(str, measured)))], problems, warn)
 
 
 def _infos(dataset) -> Iterator[dict]:

@@ -164,7 +164,8 @@ class Seeded(torch.utils.data.Dataset):
         try:
             sample = self.dataset[int(index)]
         except Exception as error:
-            raise DataError(f"{self._name(index)}: {type(error).__name__}: {error}") from error
+            what = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            raise DataError(f"{self._name(index)}: {what}") from error
         if problem := self._problem(sample, training=isinstance(index, _Draw)):
             raise DataError(f"{self._name(index)}: {problem}")
         return sample

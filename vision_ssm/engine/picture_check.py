@@ -13,7 +13,7 @@ from ..pictures import PictureError, check_image, is_picture, is_turned, read_la
 from .checked import Notice, file_stamp
 from .order import DataError
 
-__all__ = ["LabelRule", "Sample", "label_findings", "left_out_pictures", "picture_problem", "samples"]
+__all__ = ["LabelRule", "Sample", "label_findings", "left_out_pictures", "picture_problem"]
 
 _SHOWN = 5
 _IGNORED = 255
@@ -30,16 +30,6 @@ class Sample(NamedTuple):
     def fingerprint(self) -> str:
         """Changes when a file does."""
         return " ".join([f"{self.width}x{self.height}", *map(file_stamp, filter(None, (self.image, self.labels)))])
-
-
-def samples(infos: Iterable[dict]) -> list[Sample]:
-    """The files that `get_data_info` describes, each pair once."""
-    found = (
-        Sample(info["img_path"], info.get("seg_map_path"), info.get("width"), info.get("height"))
-        for info in infos
-        if isinstance(info.get("img_path"), str)
-    )
-    return list(dict.fromkeys(found))
 
 
 def _can_be_looked_at(path: str) -> bool:
@@ -90,7 +80,8 @@ class LabelRule(NamedTuple):
             meaning[-1] = _IGNORED
         renumbered = np.arange(256)
         for old, new in (getattr(dataset, "label_map", None) or {}).items():
-            renumbered[old] = new
+            if 0 <= old <= 255:
+                renumbered[old] = new & 255  # as 8 bits hold it
         meaning = renumbered[meaning]
         allowed = (meaning < len(classes)) | np.isin(meaning, [getattr(dataset, "ignore_index", _IGNORED), _IGNORED])
         return cls(tuple(classes), meaning, allowed)

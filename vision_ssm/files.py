@@ -1,5 +1,6 @@
 """Files that are never seen half written, and never written over what was read."""
 
+import errno
 import json
 import math
 import os
@@ -12,7 +13,11 @@ __all__ = ["json_text", "remove_unfinished", "write_atomically", "write_json", "
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a temporary file beside `path`, then move it there in one step; returns `path`."""
+    """Let `write` fill a temporary file beside `path`, then move it there in one step; returns `path`.
+
+    Raises:
+        OSError: it cannot be written; it names `path`, also where PyTorch says of a full disk what it expected to find.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}-{path.name}")  # the suffix tells writers the format
@@ -21,6 +26,12 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
         with open(temporary, "rb+") as file:  # on disk before the name points to it, even if the power fails
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+    except RuntimeError as error:
+        if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, "it cannot be written whole: is the disk full?", str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
     return path

@@ -193,11 +193,22 @@ def test_heads():
     assert "keep_head" not in str(caught.value)
 
 
+def test_modules_that_are_called_heads():
+    """In a network of one's own it is a part, and says nothing of names."""
+    model = nn.Module()
+    model.heads = nn.Linear(2, 2)
+    state = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    assert not load_checkpoint(model, state).heads.weight.any()
+    for more in ("head.weight", "other"):
+        with pytest.raises(CheckpointError, match=f"unexpected: {more}"):
+            load_checkpoint(model, state | {more: torch.ones(1)})
+
+
 # The model that a checkpoint is for
 
 
 def test_every_model_has_its_number_of_entries():
-    assert fitting.recorded_sizes().keys() == set(model_names())
+    assert fitting.recorded_sizes().keys() == set(model_names()), "run python tools/model_sizes.py"
 
 
 @pytest.mark.parametrize("name", [name for name in model_names() if name.endswith("_test")] + ["vim_tiny_patch16_224"])

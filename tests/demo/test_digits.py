@@ -3,7 +3,9 @@ import torch
 
 pytest.importorskip("sklearn")
 
+from vision_ssm.checkpoints import CheckpointError
 from vision_ssm.demo.digits import Digits, Recipe, Run, create, evaluate, load_digits, train
+from vision_ssm.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,57 @@ def test_checkpoint_of_another_recipe_is_refused(few, tmp_path):
     next(train(Run(Recipe(epochs=2), few, tmp_path)))
     with pytest.raises(ValueError, match="another run"):
         Run(Recipe(epochs=2, lr=1e-4), few, tmp_path).resume()
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "why"),
+    [
+        ("recipe", None, "is of another run"),
+        ("model", 3, "`model` is not a state dict"),
+        ("model", {"x": 1}, "`model` is not a state dict"),
+        ("model", {}, "missing: "),
+        ("optimizer", 3, "`optimizer` is not"),
+        ("optimizer", {"state": {}}, "`optimizer` is not"),
+        ("optimizer", {"state": {0: 3}}, "`optimizer` is not"),
+        ("history", {}, "`history` is not"),
+        ("history", [], "`history` is not"),
+        ("history", [dict(loss=1)], "`history` is not"),
+        ("history", [dict(loss=1.0, accuracy=0.5)] * 3, "`history` is not"),
+    ],
+)
+def test_a_part_of_another_kind_is_named(part, value, why, few, tmp_path):
+    run = Run(Recipe(epochs=2), few, tmp_path)
+    next(train(run))
+    content = torch.load(run.checkpoint, weights_only=True)
+    torch.save(content | {part: value}, run.checkpoint)
+    with pytest.raises(CheckpointError, match=rf"checkpoint\.pt .*{why}"):
+        Run(Recipe(epochs=2), few, tmp_path).resume()
+
+
+def test_moments_of_another_shape_are_refused(few, tmp_path):
+    run = Run(Recipe(epochs=2), few, tmp_path)
+    next(train(run))
+    content = torch.load(run.checkpoint, weights_only=True)
+    content["optimizer"]["state"][3]["exp_avg"] = torch.zeros(2, 2, 2)
+    torch.save(content, run.checkpoint)
+    with pytest.raises(CheckpointError, match="parameters of these shapes"):
+        Run(Recipe(epochs=2), few, tmp_path).resume()
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04", {"x": 1}, [1], {0: 1}])
+def test_files_that_are_no_checkpoint_are_refused(content, few, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt"):
+        Run(Recipe(), few, tmp_path).resume()
+
+
+def test_a_training_that_diverges_ends(few, tmp_path):
+    run = Run(Recipe(epochs=3, lr=1e6), few, tmp_path)
+    with pytest.raises(InputError, match=r"diverged in epoch .*smaller learning rate"):
+        for _ in train(run):
+            pass
+    assert all(epoch["loss"] < float("inf") for epoch in run.history[:-1])
 
 
 @pytest.mark.parametrize("model", ["vmamba_test", "vim_test", "local_vim_test", "vanilla_vmamba_test"])

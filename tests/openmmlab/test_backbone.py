@@ -343,7 +343,7 @@ def test_published_layouts(golden, tmp_path):
 
 def test_true_is_the_published_file(monkeypatch):
     asked = []
-    monkeypatch.setattr("vision_ssm.openmmlab.backbone.read", lambda source: asked.append(source) or {})
+    monkeypatch.setattr("vision_ssm.openmmlab.backbone.read_state_dict", lambda source, *_: asked.append(source) or {})
     model = TimmFeatures("vmamba_tiny_s1l8", checkpoint=True)
     assert asked == []  # not when it is built
     with pytest.raises(CheckpointError, match="missing: stem"):

@@ -86,5 +86,5 @@ def test_demo(tmp_path):
     work = tmp_path / "run"
     assert main(["train", "demo/phantom_umamba3d", "--work-dir", str(work), "--cfg-options", *options]) == 0
     assert 0 <= json.loads((work / "metrics.json").read_text())["mean_dice"] <= 1
-    assert [path.name for path in (work / "predictions").iterdir()] == ["img0035.nii.gz"]
+    assert sorted(path.name for path in (work / "predictions").iterdir()) == ["cases.csv", "img0035.nii.gz"]
     assert (work / "predictions.png").read_bytes().startswith(b"\x89PNG")

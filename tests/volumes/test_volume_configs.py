@@ -196,4 +196,5 @@ def test_trains_a_step_and_tests(name, tmp_path, monkeypatch):
     assert torch.load(best, weights_only=True)["meta"]["iter"] == 1
     metrics = evaluate(cfg, best, tmp_path / "run", out=tmp_path / "out", tta=True)
     assert 0 <= metrics["mean_dice"] <= 1 and ("mean_hd95" in metrics) == ("isic" not in name)
-    assert len(list((tmp_path / "out").iterdir())) == 1 + len(_entries(cfg)[cfg.test_dataloader.dataset.split])
+    cases = len(_entries(cfg)[cfg.test_dataloader.dataset.split])
+    assert len(list((tmp_path / "out").iterdir())) == cases + 2  # and metrics.json and cases.csv

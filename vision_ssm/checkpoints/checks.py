@@ -1,6 +1,6 @@
 """Does a state dict fit a model: names, shapes, kinds of numbers, finite values."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn as nn
@@ -13,25 +13,31 @@ __all__ = ["check_names", "check_state_dict", "check_values", "misfits"]
 _REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def check_state_dict(state_dict: Mapping, own: Mapping, model: nn.Module, source) -> None:
+def check_state_dict(
+    state_dict: Mapping, own: Mapping, model: nn.Module, source, hint: Callable[[object], str] | None = None
+) -> None:
     """Compare a state dict with the model's own: names, shapes, kinds of numbers; and its values are finite.
 
     Args:
         state_dict, own: the loaded tensors and the model's.
         model, source: named in the message.
+        hint: source to the end of the message on names and shapes, for what the user may do.
 
     Raises:
         CheckpointError: keys are missing, unexpected, of another shape, of another kind of numbers or not finite; they
             are named.
     """
-    check_names(state_dict, own, model, source)
+    check_names(state_dict, own, model, source, hint)
     check_values(state_dict, own, source)
 
 
-def check_names(state_dict: Mapping, own: Mapping, model: nn.Module, source) -> None:
+def check_names(
+    state_dict: Mapping, own: Mapping, model: nn.Module, source, hint: Callable[[object], str] | None = None
+) -> None:
     """The first half of `check_state_dict`: names and shapes."""
     if problems := misfits(state_dict, own):
-        raise CheckpointError(f"{where(source)} does not fit {type(model).__name__}: {problems}")
+        way_on = hint(source) if hint else ""
+        raise CheckpointError(f"{where(source)} does not fit {type(model).__name__}: {problems}{way_on}")
 
 
 def misfits(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:

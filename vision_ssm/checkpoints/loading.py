@@ -34,27 +34,46 @@ def convert_state_dict(state_dict: Mapping, model: nn.Module) -> dict[str, Tenso
     """A published state dict (or whole checkpoint) in the names and shapes of `model`; one of our own unchanged.
 
     Args:
-        state_dict: names to tensors, in any layout that the model's family knows, with or without an envelope.
+        state_dict: names to tensors, in any layout that the model's family knows, with or without an envelope. A prefix
+            of all names that the model's have not ("model.", "net.backbone.") is taken off.
         model: the model that the tensors are for. One whose family defines no conversion, a network of one's own,
             takes the names as they are.
     """
+    return _bare(unwrap(state_dict), model, _family_conversion(model))
+
+
+def _family_conversion(model: nn.Module) -> _Conversion:
     for cls in type(model).__mro__:
         if convert := getattr(sys.modules[cls.__module__], "checkpoint_filter_fn", None):
-            return convert(unwrap(state_dict), model)
-    return unwrap(state_dict)
+            return convert
+    return lambda state_dict, _: state_dict
+
+
+def _bare(state_dict: dict[str, Tensor], model: nn.Module, convert: _Conversion) -> dict[str, Tensor]:
+    """Converted as they are, or without a prefix of all names: the first form of which the model has any name."""
+    own = model.state_dict()
+    prefixes = [
+        one for one in _prefixes(next(iter(state_dict), "")) if all(name.startswith(one) for name in state_dict)
+    ]
+    for prefix in ("", *prefixes):
+        with suppress(*_FOREIGN):
+            converted = convert(_below(prefix, state_dict), model)
+            if own.keys() & converted.keys():
+                return converted
+    return convert(state_dict, model)
 
 
 def read_state_dict(
     source: str | Path | Mapping,
     model: nn.Module,
-    convert: _Conversion = convert_state_dict,
+    convert: _Conversion | None = None,
 ) -> dict[str, Tensor]:
     """The state dict of a checkpoint in a model's names, without a prefix of all its names that the model's have not.
 
     Args:
         source: as of `load_checkpoint`.
         model: the model that the tensors are for. Whether they fit is for `check_state_dict`.
-        convert: gives published names the model's.
+        convert: gives published names the model's; by default the conversion of its family.
 
     Raises:
         CheckpointError: the source is no checkpoint, or its names or shapes are not those of a known layout.
@@ -63,20 +82,10 @@ def read_state_dict(
     return _converted(read(source), source, model, convert)
 
 
-def _converted(content: Mapping, source, model: nn.Module, convert: _Conversion) -> dict[str, Tensor]:
-    state_dict, own = unwrap(content, source), model.state_dict()
+def _converted(content: Mapping, source, model: nn.Module, convert: _Conversion | None = None) -> dict[str, Tensor]:
+    state_dict = unwrap(content, source)
     with converting(source, model):
-        converted = convert(state_dict, model)
-    if own.keys() & converted.keys():
-        return converted
-    for prefix in _prefixes(next(iter(state_dict), "")):
-        if not all(name.startswith(prefix) for name in state_dict):
-            break
-        with suppress(*_FOREIGN):
-            bare = convert(_below(prefix, state_dict), model)
-            if own.keys() & bare.keys():
-                return bare
-    return converted
+        return _bare(state_dict, model, convert or _family_conversion(model))
 
 
 def load_checkpoint(model: nn.Module, source: str | Path | Mapping, keep_head: bool = False) -> nn.Module:
@@ -100,7 +109,7 @@ def load_checkpoint(model: nn.Module, source: str | Path | Mapping, keep_head: b
             Or the source is no checkpoint, or is damaged.
         FileNotFoundError: no such file. No code of a file is run.
     """
-    headless = hasattr(model, "heads") and not _only(model.state_dict(), model.heads)
+    headless = isinstance(getattr(model, "heads", None), tuple) and not _only(model.state_dict(), _heads(model))
     return _load(model, source, _keep_head if keep_head or headless else lambda state_dict, _: state_dict)
 
 
@@ -113,7 +122,7 @@ def load_into(model: nn.Module, source: str | Path | Mapping) -> None:
 def _load(model: nn.Module, source, adapt: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]) -> nn.Module:
     content, own = read(source), model.state_dict()
     try:
-        state_dict = adapt(_converted(content, source, model, convert_state_dict), model)
+        state_dict = adapt(_converted(content, source, model), model)
         check_names(state_dict, own, model, source)
     except CheckpointError as error:
         raise CheckpointError(f"{error}{_advice(content, model)}") from error
@@ -165,7 +174,8 @@ def converting(source, model: nn.Module) -> Iterator[None]:
 
 
 def _heads(model: nn.Module) -> tuple[str, ...]:
-    return getattr(model, "heads", ("head.",))
+    heads = getattr(model, "heads", None)
+    return heads if isinstance(heads, tuple) else ("head.",)  # in other models `heads` may be a module
 
 
 def _only(state_dict: Mapping[str, Tensor], beginnings: tuple[str, ...]) -> dict[str, Tensor]:
@@ -225,7 +235,7 @@ def _prefix_advice(state_dict: Mapping[str, Tensor], model: nn.Module) -> str:
     best, found = "", max(len(own) // 2, len(own.keys() & state_dict.keys()))
     for prefix in sorted(counts, key=counts.__getitem__, reverse=True)[:8]:
         with suppress(*_FOREIGN):
-            known = len(own.keys() & convert_state_dict(_below(prefix, state_dict), model).keys())
+            known = len(own.keys() & _family_conversion(model)(_below(prefix, state_dict), model).keys())
             if known > found:
                 best, found = prefix, known
     if not best:

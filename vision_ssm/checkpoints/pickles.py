@@ -15,8 +15,9 @@ from .error import CheckpointError, shown
 __all__ = ["Inert", "Meaning", "NumberKind", "as_dict", "as_set", "check_nesting", "load_plain"]
 
 # Opcodes in a pickle, and values in what it describes if everything that is shared is counted each time. A checkpoint
-# of a thousand tensors with its optimiser has about 200 000.
-_MOST = 5_000_000
+# of a thousand tensors with its optimiser has about 100 000. A container, for which a byte asks, counts as several.
+_MOST = 3_000_000
+_CONTAINER = 4
 _DEEPEST = 100
 # Whole numbers far from zero as keys can be chosen to collide, which makes a dict quadratic.
 _LARGEST_KEY = 2**60
@@ -102,7 +103,10 @@ class _Machine:
                 raise CheckpointError("it describes more objects than a checkpoint has")
             name = opcode.name
             if name in _CONSTANTS:
-                stack.append(_CONSTANTS[name]())
+                stack.append(_CONSTANTS[name])
+            elif name in _EMPTY:
+                stack.append(_EMPTY[name]())
+                self.copied += _CONTAINER
             elif name in _LITERALS:
                 stack.append(argument)
             elif name in _GETS:
@@ -206,15 +210,8 @@ class _Machine:
         self.stack.append(self.persistent(identity))
 
 
-_CONSTANTS: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-    "EMPTY_SET": set,
-}
+_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
 _LITERALS = frozenset(
     ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
      "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",

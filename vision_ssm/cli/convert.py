@@ -5,7 +5,7 @@ import argparse
 import timm
 
 from ..checkpoints import load_checkpoint, safetensors_bytes
-from ..command_line import CommandError, check_output, location, nonempty, printable
+from ..command_line import CommandError, check_output, check_weights_file, location, nonempty, printable
 from ..registry import model_names
 from .console import write
 from .inputs import add_model_arguments, check_model_name
@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
     name = check_model_name(args.model, model_names())
     if args.output.suffix != ".safetensors":
         raise CommandError(f"{printable(args.output)} does not end in .safetensors")
+    check_weights_file(args.checkpoint)
     check_output(args.output, [args.checkpoint])
     if args.output.exists() and not args.force:
         raise CommandError(f"{printable(args.output)} exists: give --force to overwrite it")

@@ -57,7 +57,8 @@ def _folder(data: Path, split: str | None) -> Path:
     if not data.is_dir():
         raise CommandError(f"no folder {data}")
     if split:
-        if not (data / split).is_dir():
+        inside = not Path(split).is_absolute() and ".." not in Path(split).parts
+        if not inside or not (data / split).is_dir():
             raise CommandError(f"no split {split!r} in {data}")
         return data / split
     found = next((data / name for name in _VALIDATION if (data / name).is_dir()), data)

@@ -8,7 +8,7 @@ from timm.models import get_pretrained_cfg
 
 from .. import medical
 from ..checkpoints import load_checkpoint
-from ..command_line import CommandError, nonempty, whole
+from ..command_line import CommandError, check_weights_file, nonempty, whole
 from ..models import model_names
 from .console import close_matches, warn
 
@@ -67,6 +67,8 @@ def check_weights(args: argparse.Namespace) -> None:
     name = check_model_name(args.model)
     if args.pretrained and not published(name):
         raise CommandError(f"no published weights are known for {name}")
+    if args.checkpoint:
+        check_weights_file(args.checkpoint)
     if args.checkpoint or args.pretrained:
         return
     if not (args.random_weights or name.endswith("_test")):

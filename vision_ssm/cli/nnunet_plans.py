@@ -54,6 +54,8 @@ def _read(path: Path) -> dict:
 
 def run(args: argparse.Namespace) -> int:
     """Rewrite, check by a forward pass without data, write, and say how to train."""
+    if not args.network.isidentifier():  # a file will bear it
+        raise CommandError(f"no network {args.network!r}: expected one of {', '.join(NETWORKS.values())}, or another")
     plans = _read(args.plans)
     output = args.output or args.plans.with_name(f"{plans_name(args.network)}.json")
     if output.suffix != ".json":

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..command_line import location, nonempty
+from ..command_line import check_weights_file, location, nonempty
 from .by_config import add_shared_arguments
 
 NAME = "test"
@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate."""
     from .. import engine
 
+    check_weights_file(args.checkpoint)
     engine.test(
         args.config, args.checkpoint, args.work_dir, args.out, args.show_dir, args.tta, args.launcher, args.cfg_options
     )

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..command_line import CommandError, nonempty
+from ..command_line import CommandError, check_weights_file, nonempty
 from .by_config import add_shared_arguments
 
 NAME = "train"
@@ -47,5 +47,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.config is None:
         raise CommandError("expected a CONFIG (--list shows the packaged ones)")
+    if isinstance(args.resume, str):
+        check_weights_file(args.resume)
     engine.train(args.config, args.work_dir, args.resume, args.amp, args.launcher, args.cfg_options, args.keep_head)
     return 0

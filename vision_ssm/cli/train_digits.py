@@ -13,7 +13,7 @@ from .console import close_matches, print_table, rich_console
 NAME = "train-digits"
 HELP = "train a small backbone on scikit-learn's handwritten digits and test it on a held-out third"
 
-_RESULTS = ("result.json", "report.png")
+_RESULTS = ("checkpoint.pt", "result.json", "report.png")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,11 +44,11 @@ def run(args: argparse.Namespace) -> int:
     if args.model not in names:
         raise CommandError(f"unknown model {args.model!r}: {close_matches(args.model, names)}")
     recipe = Recipe(args.model, args.epochs, args.batch_size, args.lr, seed=args.seed)
+    make_folder(args.output)
+    for name in _RESULTS:
+        check_output(args.output / name)
     data = load_digits()
     job = Run(recipe, data, args.output)
-    make_folder(args.output)
-    for file in (job.checkpoint, *(args.output / name for name in _RESULTS)):
-        check_output(file)
     if not args.restart and job.resume():
         console.print(f"resumed after epoch {job.epoch} of {recipe.epochs}")
     weights = sum(p.numel() for p in job.model.parameters())

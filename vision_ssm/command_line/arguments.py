@@ -65,11 +65,11 @@ def nonempty(value: str) -> str:
     """Argument type: any text but none, which an unset variable of a shell gives."""
     if not value:
         raise argparse.ArgumentTypeError("expected a value, got an empty text (is a variable of the shell unset?)")
+    if "\0" in value:  # no name of a file or of anything else has it
+        raise argparse.ArgumentTypeError(f"expected no zero byte, got {_shown(value)}")
     return value
 
 
 def location(value: str) -> Path:
     """Argument type: the path of a file or folder, which need not exist."""
-    if "\0" in nonempty(value):
-        raise argparse.ArgumentTypeError(f"expected a path, got {_shown(value)}")
-    return Path(value)
+    return Path(nonempty(value))

@@ -1,6 +1,7 @@
 """How a command ends: with a status, and with one line where something went wrong."""
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -45,6 +46,7 @@ def run_command(program: str, command: Callable[[], int]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show is no reason to stop
             stream.reconfigure(errors="backslashreplace")
+    logging.raiseExceptions = False  # nor one that a log cannot hold a reason for a traceback
     begin = f"{program}: " if program else ""
     try:
         try:
@@ -85,7 +87,8 @@ def _bad_input(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return _refused(error)
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
-        return f"the name {printable(error.object)} is no UTF-8, as a text file needs it: rename the file or folder"
+        around = error.object[max(error.start - 30, 0) : error.end + 30]
+        return f"a name is no UTF-8, as a text file needs it: rename the file or folder at {printable(around)!r}"
     what = str(error)
     if isinstance(error, MemoryError) or "allocate memory" in what or type(error).__name__ == "OutOfMemoryError":
         return f"there is not enough memory: {what.splitlines()[0] if what else 'ask for less at a time'}"

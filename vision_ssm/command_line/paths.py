@@ -8,7 +8,7 @@ from pathlib import Path
 from ..files import written_over
 from .ending import CommandError, printable
 
-__all__ = ["check_input", "check_output", "make_folder"]
+__all__ = ["check_input", "check_output", "check_weights_file", "make_folder"]
 
 
 def _kind(mode: int) -> str:
@@ -41,6 +41,16 @@ def check_input(file: Path, what: str) -> Path:
     return file
 
 
+def check_weights_file(source: str) -> None:
+    """Refuse a checkpoint that is not there before models and data are made ready for it; addresses are left alone.
+
+    Raises:
+        CommandError: as `check_input`.
+    """
+    if "://" not in source:
+        check_input(Path(source), "checkpoint")
+
+
 def check_output(file: Path, inputs: Iterable[str | Path | None] = ()) -> None:
     """Refuse a result file that could not be written, or that would replace what is read.
 
@@ -63,19 +73,19 @@ def check_output(file: Path, inputs: Iterable[str | Path | None] = ()) -> None:
         raise CommandError(f"{name} cannot be written: {error.strerror}") from error
     if not os.access(folder, os.W_OK):
         raise CommandError(f"{name} cannot be written: the folder {printable(folder)} is read-only")
-    if problem := written_over([file], _files(inputs)):
+    if problem := written_over([file], _files(file, inputs)):
         raise CommandError(problem)
 
 
-def _files(inputs: Iterable[str | Path | None]) -> Iterator[Path]:
-    """The files among inputs, and those in folders but JSON, which earlier results may be."""
+def _files(output: Path, inputs: Iterable[str | Path | None]) -> Iterator[Path]:
+    """The files among inputs, and the output itself if it lies in a folder of such: but JSON, an earlier result."""
     for given in inputs:
         if given is None or "://" in str(given):
             continue
-        path = Path(given)
-        yield path
-        if path.is_dir():
-            yield from (inner for inner in path.rglob("*") if inner.suffix != ".json")
+        if not os.path.isdir(given):
+            yield Path(given)
+        elif Path(os.path.realpath(given)) in Path(os.path.realpath(output)).parents and output.suffix != ".json":
+            yield output
 
 
 def make_folder(folder: Path) -> None:

@@ -44,15 +44,19 @@ def check_btcv(
     expected: Btcv | None = None,
     labels: Sequence[str] = LABELS,
     progress: Progress | None = None,
+    ignore_label: int | None = None,
 ) -> tuple[Report, Cases]:
     """Check a folder of volumes: names, pairs of image and label, and every voxel.
 
     Args:
-        root: holds `imagesTr` and `labelsTr`, or what RawData.zip holds: `Training/img` and `Training/label`.
+        root: holds `imagesTr` and `labelsTr`, or what RawData.zip holds: `Training/img` and `Training/label`. In a set
+            of one's own images may have several channels, in files of four dimensions or in nnU-Net's
+            (`case_0000.nii.gz`, `case_0001.nii.gz` beside the label `case.nii.gz`).
         jobs: threads that read.
         expected: what a complete set holds; None for a set of one's own, of any names and number.
         labels: names of the classes, the background first.
         progress: called with the numbers of cases read and to read.
+        ignore_label: id that labels may hold, too.
 
     Returns:
         The report, and the cases that the set consists of.
@@ -68,7 +72,8 @@ def check_btcv(
     elif not cases.labelled:
         report.lack(cases.where[0], ["an image with a label"])
     every = [*cases.labelled.values(), *cases.test.values()]
-    check_cases(cases.folder, every, report, len(labels) - 1, jobs, progress)
+    own = expected is None
+    check_cases(cases.folder, every, report, len(labels) - 1, jobs, progress, channels=own, ignore_label=ignore_label)
     return report, cases
 
 

@@ -11,7 +11,7 @@ from ..command_line import location, printable, run_command
 from ..files import write_json
 from . import acdc, amos, btcv, isic
 from .arguments import check_arguments, new_parser, progress
-from .layout import Progress, Report
+from .layout import LayoutError, Progress, Report
 from .synapse import check_synapse
 from .volume_sets import CaseFiles, data_list
 
@@ -105,7 +105,12 @@ def main(title: str, argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     root = args.root or Path(SETS[args.set].root)
     check_arguments(parser, args, root)
-    status = run_command("", lambda: _prepare(args.set, root, args))
-    if status == 2 and not root.exists():
-        print(f"  the set is at {SETS[args.set].home}", file=sys.stderr)
-    return status
+
+    def command() -> int:
+        try:
+            return _prepare(args.set, root, args)
+        except (LayoutError, OSError):
+            print(f"the set is at {SETS[args.set].home}", file=sys.stderr)
+            raise
+
+    return run_command("", command)

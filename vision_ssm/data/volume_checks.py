@@ -39,7 +39,7 @@ def check_volume(
             wrong.append(_unreadable(Path(path), error))
             continue
         if count := _infinite(volume):
-            wrong.append(Wrong(str(path), f"{count} voxels are not finite", "numbers of float32"))
+            wrong.append(Wrong(str(path), f"{count} voxels are not finite", "numbers"))
         wrong += affine_problems(path, volume.affine)
         if first is not None:
             wrong += off_grid(path, volume.grid, first, "other channels")

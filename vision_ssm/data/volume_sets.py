@@ -8,7 +8,8 @@ import os
 import random
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from .layout import LayoutError, Missing, Progress, Report, Wrong, each, sizes
 __all__ = ["CaseFiles", "Cases", "check_cases", "data_list", "find_cases", "list_files", "pair_files", "split_cases"]
 
 _NAME = re.compile(r"(?:img|label)?(.+)\.nii\.gz")
+_CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net's names: a file for each channel, case_0000 and on
 # Images, labels, images without labels: MONAI's and the decathlon's layout, and that of the challenge's archive.
 _LAYOUTS = (
     ("imagesTr", "labelsTr", "imagesTs"),
@@ -33,10 +35,20 @@ _SPACING = 0.1, 20.0  # mm: beyond it the unit is wrong, or the header
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """An image and its label, if it has one: paths relative to the set's folder, with forward slashes."""
+    """An image and its label, if it has one: paths relative to the set's folder, with forward slashes.
 
-    image: str
+    Attributes:
+        image: a file, or one for each channel.
+        label: a file.
+    """
+
+    image: str | tuple[str, ...]
     label: str | None = None
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The files of the image."""
+        return (self.image,) if isinstance(self.image, str) else self.image
 
 
 @dataclass
@@ -78,8 +90,33 @@ def list_files(root: Path, folder: str, pattern: re.Pattern[str], report: Report
     return files
 
 
+def _grouped(images: dict[str, str], labels: dict[str, str], report: Report) -> dict[str, str | tuple[str, ...]]:
+    """Images of nnU-Net's names (`case_0000` and on, beside a label `case`) by case; others as they are."""
+    matches = {key: _CHANNEL.fullmatch(key) for key in images}
+    if not images or not all(matches.values()) or images.keys() & labels.keys():
+        return images
+    if labels and not {match[1] for match in matches.values()} & labels.keys():
+        return images
+    cases: dict[str, dict[int, str]] = {}
+    for key, match in sorted(matches.items()):
+        cases.setdefault(match[1], {})[int(match[2])] = images[key]
+    expected = range(max(max(channels) for channels in cases.values()) + 1)
+    for channels in cases.values():
+        for lacking in sorted({*expected} - channels.keys()):
+            there = next(iter(channels.values()))
+            report.wrong.append(Wrong(there, f"has no channel {lacking:04d} of its case", f"{len(expected)} channels"))
+    return {
+        key: tuple(channels.values()) if len(expected) > 1 else next(iter(channels.values()))
+        for key, channels in cases.items()
+    }
+
+
 def pair_files(
-    images: dict[str, str], labels: dict[str, str], where: Sequence[str], report: Report, count: int = 0
+    images: Mapping[str, str | tuple[str, ...]],
+    labels: Mapping[str, str],
+    where: Sequence[str],
+    report: Report,
+    count: int = 0,
 ) -> dict[str, CaseFiles]:
     """Cases with an image and a label, by their key.
 
@@ -92,7 +129,7 @@ def pair_files(
     if (there := len(images.keys() | labels.keys())) < count:
         report.missing.append(Missing(f"{where[0]} and {where[1]}", count - there))
     for key in sorted(images.keys() ^ labels.keys()):
-        there = images.get(key) or labels[key]
+        there = CaseFiles(images.get(key) or labels[key]).images[0]
         lacking, folder = ("label", where[1]) if key in images else ("image", where[0])
         report.wrong.append(Wrong(there, f"has no {lacking} of its case", f"one in {folder}"))
     return {key: CaseFiles(images[key], labels[key]) for key in sorted(images.keys() & labels.keys())}
@@ -117,12 +154,14 @@ def find_cases(root: str | Path, report: Report) -> Cases:
         for name in sorted(unzipped):
             report.wrong.append(Wrong(f"{folder}/{name}", "is not compressed", "a .nii.gz file: gzip it"))
     images, labels, test = (list_files(root, folder, _NAME, report) for folder in where)
+    plain = bool(images.keys() & labels.keys())
+    images, test = _grouped(images, labels, report), test if plain else _grouped(test, {}, report)
     labelled = pair_files(images, labels, where, report)
     return Cases(root, where, labelled, {key: CaseFiles(name) for key, name in sorted(test.items())})
 
 
-def _file(path: Path, name: str) -> list[Wrong]:
-    """What is wrong with a file's compression, to its checksum, or with its header."""
+def _file(path: Path, name: str, channels: bool) -> list[Wrong]:
+    """What is wrong with a file's compression, to its checksum, or with its header; images may have `channels`."""
     import nibabel
 
     from .volume_files import affine_problems
@@ -135,8 +174,8 @@ def _file(path: Path, name: str) -> list[Wrong]:
     except (OSError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
         reason = " ".join(str(error).replace(str(path), name).split())
         return [Wrong(name, f"cannot be read: {reason}", "a whole gzipped NIfTI volume")]
-    if len(volume.shape) != 3 or min(volume.shape) < 2:
-        return [Wrong(name, f"has the shape {volume.shape}", "three dimensions")]
+    if len(volume.shape) not in ((3, 4) if channels else (3,)) or min(volume.shape[:3]) < 2:
+        return [Wrong(name, f"has the shape {volume.shape}", "three dimensions" + " and channels" * channels)]
     if not int(volume.header["sform_code"]) and not int(volume.header["qform_code"]):
         return [Wrong(name, "has neither sform nor qform", "an affine: without one, right and left are unknown")]
     if wrong := affine_problems(name, volume.affine):
@@ -148,16 +187,33 @@ def _file(path: Path, name: str) -> list[Wrong]:
     return []
 
 
-def _check(folder: Path, classes: int, case: CaseFiles) -> list[Wrong]:
+def _check(folder: Path, allowed: Collection[int], channels: int | None, case: CaseFiles) -> list[Wrong]:
     """What is wrong with a case's files, each by itself and then together."""
     from .volume_checks import check_volume
+    from .volume_files import read_channels
 
-    names = {str(folder / name): name for name in (case.image, case.label) if name}
-    if wrong := [bad for path, name in names.items() for bad in _file(Path(path), name)]:
+    names = {str(folder / name): name for name in (*case.images, case.label) if name}
+    several = channels is not None
+    if wrong := [
+        bad for path, name in names.items() for bad in _file(Path(path), name, several and name != case.label)
+    ]:
         return wrong
     label = folder / case.label if case.label else None
-    found = check_volume(folder / case.image, label, range(classes + 1))
-    return [replace(wrong, file=names[wrong.file]) for wrong in found]
+    images = [folder / name for name in case.images]
+    found = [replace(wrong, file=names[wrong.file]) for wrong in check_volume(images, label, allowed)]
+    if several and (count := sum(map(read_channels, images))) != channels:
+        found.append(Wrong(case.images[0], f"has {count} channels", f"{channels}, as the first case"))
+    return found
+
+
+def _channels(folder: Path, cases: Sequence[CaseFiles]) -> int:
+    """The number of channels of the first case whose headers can be read."""
+    from .volume_files import read_channels
+
+    for case in cases:
+        with suppress(Exception):  # of its files, which the check names
+            return sum(read_channels(folder / name) for name in case.images)
+    return 1
 
 
 def check_cases(
@@ -167,6 +223,8 @@ def check_cases(
     classes: int,
     jobs: int | None = None,
     progress: Progress | None = None,
+    channels: bool = False,
+    ignore_label: int | None = None,
 ) -> None:
     """Read every volume whole and add what is wrong to the report.
 
@@ -177,13 +235,17 @@ def check_cases(
         classes: highest class of a label; 0 is the background.
         jobs: threads that read.
         progress: called with the numbers of cases read and to read.
+        channels: images may have several, in files of four dimensions or in several files; all have as many.
+        ignore_label: id that labels may hold, too.
 
     Raises:
         ImportError: nibabel is missing.
     """
     import nibabel  # noqa: F401  (missing, it is not every file's fault)
 
-    report.wrong += each(partial(_check, folder, classes), cases, jobs, progress)
+    allowed = range(classes + 1) if ignore_label is None else {*range(classes + 1), ignore_label}
+    count = _channels(folder, cases) if channels else None
+    report.wrong += each(partial(_check, folder, allowed, count), cases, jobs, progress)
     report.found["cases read"] = len(cases)
 
 
@@ -214,7 +276,7 @@ def data_list(
     description: str = "",
     folder: str | Path = ".",
     root: str | Path = ".",
-    modality: str = "CT",
+    modality: str | Sequence[str] = "CT",
     size: str = "3D",
 ) -> dict[str, Any]:
     """The data list of a set as MONAI's `load_decathlon_datalist` reads it.
@@ -226,7 +288,7 @@ def data_list(
         description: of the set.
         folder: that the list is written to; its paths are relative to this folder.
         root: the set's folder.
-        modality: what the images are.
+        modality: what the images are, or each of their channels.
         size: "3D" for volumes, "2D" for pictures.
 
     Raises:
@@ -240,15 +302,18 @@ def data_list(
     def path(name: str) -> str:
         return Path(os.path.normpath(os.path.join(start, name))).as_posix()
 
-    def entry(case: CaseFiles) -> str | dict[str, str]:
-        return dict(image=path(case.image), label=path(case.label)) if case.label else path(case.image)
+    def entry(case: CaseFiles) -> str | dict[str, str | list[str]]:
+        image = path(case.image) if isinstance(case.image, str) else [path(name) for name in case.image]
+        if case.label:
+            return dict(image=image, label=path(case.label))
+        return image if isinstance(image, str) else dict(image=image)
 
     entries = {split: [entry(case) for case in splits.get(split, ())] for split in ("training", "validation", "test")}
     return dict(
         name=name,
         description=description,
         tensorImageSize=size,
-        modality={"0": modality},
+        modality={str(i): name for i, name in enumerate([modality] if isinstance(modality, str) else modality)},
         labels={str(i): label for i, label in enumerate(labels)},
         numTraining=len(entries["training"]),
         numValidation=len(entries["validation"]),

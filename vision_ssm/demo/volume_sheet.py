@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..data.volume_files import is_picture
 from ..engine.outputs import check_outputs
 from ..files import write_atomically, write_json
-from ..volumes.case import prediction_name
+from ..volumes.case import prediction_names
 
 __all__ = ["VolumeSheet", "Volumes", "draw", "find_volumes", "planes"]
 
@@ -145,15 +145,14 @@ def find_volumes(items: Sequence[Mapping], predictions: str | Path, most: int) -
     """The first volumes that have a prediction; pictures are left out.
 
     Args:
-        items: `image` and `label` of each case, as a `VolumeDataset` has them, and the path of its `prediction` if that
-            is not the image's name; of several channels the first counts.
-        predictions: folder of predictions.
+        items: `image` and `label` of each case, as a `VolumeDataset` has them; of several channels the first counts.
+        predictions: folder of predictions, named as `prediction_names` says.
         most: number of cases.
     """
     found = []
-    for item in items:
-        image = Path(item["image"] if isinstance(item["image"], str) else item["image"][0])
-        prediction = Path(predictions) / item.get("prediction", prediction_name(image))
+    images = [item["image"] if isinstance(item["image"], str) else item["image"][0] for item in items]
+    for item, image, name in zip(items, map(Path, images), prediction_names(images), strict=True):
+        prediction = Path(predictions) / name
         if "label" in item and not is_picture(image) and prediction.is_file():
             found.append(Volumes(image, Path(item["label"]), prediction))
     return found[:most]
@@ -209,12 +208,10 @@ class VolumeSheet(Hook):
         if not is_main_process() or self.dataset is None:
             return
         folder = Path(runner.work_dir)
-        data = self.dataset
-        items = [item | {"prediction": name} for item, name in zip(data.items, data.predictions, strict=True)]
-        cases = find_volumes(items, folder / self.predictions, self.samples)
+        cases = find_volumes(self.dataset.items, folder / self.predictions, self.samples)
         if not cases:
             runner.logger.warning(f"{folder / self.predictions} holds no prediction of a case with a label: no picture")
             return
-        classes, label_map = data.metainfo["classes"], data.label_map
+        classes, label_map = self.dataset.metainfo["classes"], self.dataset.label_map
         draw(cases, classes, folder / "predictions.png", self.window, label_map)
         runner.logger.info(f"wrote {folder / 'predictions.png'}")

@@ -48,6 +48,7 @@ class CheckpointHook(_CheckpointHook):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.names = name_pattern(self.filename_tmpl)
+        self.last_whole: str | None = None  # the last checkpoint that was written
 
     def folder(self, work_dir: str) -> Path:
         """Where a run in a folder has its checkpoints, before it is trained."""
@@ -61,13 +62,13 @@ class CheckpointHook(_CheckpointHook):
         best = [key for key in hub.runtime_info if key == "best_ckpt" or key.startswith("best_ckpt_")]
         told = {key: hub.runtime_info.pop(key, None) for key in (*best, "last_ckpt", "keep_ckpt_ids", _OUTDATED)}
         super().before_train(runner)
-        self.last_ckpt = None
+        self.last_ckpt = self.last_whole = None
         if is_main_process() and "://" not in self.out_dir:
             remove_unfinished(self.out_dir, ".pth")
         resumed = runner.resumed_from
         if resumed is None or Path(resumed).resolve().parent != Path(self.out_dir).resolve():
             return  # a run that goes on in another folder leaves the old one's files, and has none of its own
-        self.last_ckpt = self._own(told["last_ckpt"])
+        self.last_ckpt = self.last_whole = self._own(told["last_ckpt"])
         for key in best:
             path = self._own(told[key])
             if key == "best_ckpt" and hasattr(self, "best_ckpt_path"):
@@ -124,15 +125,12 @@ class CheckpointHook(_CheckpointHook):
         self._remove(paths)
 
     def _save_checkpoint_with_step(self, runner, step, meta) -> None:
-        before = self.last_ckpt
         with self._removals_last(runner):
             try:
                 super()._save_checkpoint_with_step(runner, step, meta)
             except OSError as error:  # of the note; the checkpoint's own are named where it is written
                 raise CheckpointError(f"{runner.work_dir}/last_checkpoint cannot be written: {error}") from error
-            except (CheckpointError, ArithmeticError):
-                self.last_ckpt = before
-                raise
+        self.last_whole = self.last_ckpt
 
     def _save_best_checkpoint(self, runner, metrics) -> None:
         for key in self.save_best or ():

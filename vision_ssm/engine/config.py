@@ -1,6 +1,7 @@
 """Configs by path or by packaged name, checked before anything is built."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -64,7 +65,14 @@ _MAPPINGS = (
     "train_cfg",
     "val_cfg",
     "test_cfg",
+    "auto_scale_lr",
     "optim_wrapper",
+    "optim_wrapper.optimizer",
+    *(
+        f"{part}_dataloader.{key}"
+        for part in ("train", "val", "test")
+        for key in ("dataset", "sampler", "batch_sampler")
+    ),
     "default_hooks",
     "data_preprocessor",
     "env_cfg",
@@ -75,6 +83,13 @@ _MAPPINGS = (
     "tta_options",
 )
 _LISTS_OR_MAPPINGS = ("param_scheduler", "val_evaluator", "test_evaluator")
+# Whole numbers, and the least that each may be.
+_NUMBERS = {
+    **{f"train_cfg.{key}": 1 for key in ("max_iters", "max_epochs", "val_interval")},
+    **{f"{part}_dataloader.batch_size": 1 for part in ("train", "val", "test")},
+    **{f"{part}_dataloader.num_workers": 0 for part in ("train", "val", "test")},
+}
+_DEEPEST = 50
 _TEXTS = ("work_dir", "default_scope", "load_from", "experiment_name")
 
 
@@ -129,7 +144,7 @@ def load_config(config: str | Path, options: dict | None = None) -> Config:
     try:
         with reading_data(path, config_folder()):
             cfg = Config.fromfile(path)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{path} cannot be read: {_told(error, path)}") from error
     if "model" not in cfg:
         raise ConfigError(f"{path} has no `model`: it is no config to train or test")
@@ -140,13 +155,15 @@ def load_config(config: str | Path, options: dict | None = None) -> Config:
     if options:
         try:
             cfg.merge_from_dict(options)
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"--cfg-options {options}: {error}") from error
+        except (AttributeError, RecursionError) as error:
+            raise ConfigError(f"--cfg-options {', '.join(options)}: a key leads into a value without keys") from error
     _check_kinds(cfg, str(path))
     return cfg
 
 
-def _told(error: Exception, path: Path) -> str:
+def _told(error: BaseException, path: Path) -> str:
     """What is wrong with a file: where it is code, with the class of the error that it raised."""
     if isinstance(error, UnicodeDecodeError):
         return "it is no text in UTF-8"
@@ -161,10 +178,24 @@ def _check_kinds(cfg: Config, where: str) -> None:
         (_MAPPINGS, Mapping, "keys with their values"),
         (_LISTS_OR_MAPPINGS, (Mapping, list, tuple), "keys with their values, or a list of such"),
         (_TEXTS, (str, Path), "text"),
+        (("compile",), (Mapping, bool), "True, False or keys with their values"),
     ):
         for key in keys:
-            if cfg.get(key) is not None and not isinstance(cfg[key], kinds):
-                raise ConfigError(f"{where}: `{key}` is {str(cfg[key])[:50]!r}: expected {expected}")
+            value = _value(cfg, key)
+            if value is not None and (not isinstance(value, kinds) or value == ""):
+                raise ConfigError(f"{where}: `{key}` is {str(value)[:50]!r}: expected {expected}")
+    for key, least in _NUMBERS.items():
+        value = _value(cfg, key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise ConfigError(f"{where}: `{key}` is {str(value)[:50]!r}: expected a whole number from {least}")
+
+
+def _value(cfg: Config, key: str):
+    """What stands at a dotted key, None if nothing does."""
+    value = cfg
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping | Config) else None
+    return value
 
 
 def _check_key(key: str, where: str) -> None:
@@ -178,8 +209,10 @@ def _check_key(key: str, where: str) -> None:
 def _check_option(option: str, cfg: Config) -> None:
     """Refuse a key that nobody would read: an unknown first part, or a slip of a key that is there already."""
     node, where = cfg.to_dict(), "--cfg-options"
-    if not all(option.split(".")):
-        raise ConfigError(f"{where}: {option!r} has an empty part: expected a key as train_dataloader.batch_size")
+    if not all(re.fullmatch(r"[\w +*@:/<>-]+", part) for part in option.split(".")):
+        raise ConfigError(f"{where}: {option!r} is no key: expected one as train_dataloader.batch_size")
+    if option.count(".") > _DEEPEST:
+        raise ConfigError(f"{where}: {option[:60]}... is nested too deep")
     for depth, key in enumerate(option.split(".")):
         if isinstance(node, Sequence) and not isinstance(node, str):
             node = node[int(key)] if key.isdecimal() and int(key) < len(node) else None

@@ -13,6 +13,7 @@ __all__ = ["reading_data"]
 
 _MOST_TEXT = 4 << 20
 _MOST_VALUES = 200_000
+_MOST_READ = 100  # MMEngine reads each file twice
 
 
 class _Loader(yaml.SafeLoader):
@@ -31,7 +32,7 @@ class _Data:
     """
 
     def __init__(self, path: Path, trusted: Path):
-        self._folders, self._trusted = [path.absolute().parent], trusted.resolve()
+        self._folders, self._trusted, self._read = [path.absolute().parent], trusted.resolve(), 0
 
     def parsed(self, text: str | bytes, parse) -> dict:
         """The content of a file.
@@ -39,12 +40,16 @@ class _Data:
         Raises:
             ValueError: it is too large, no mapping, or asks for code to be run.
         """
+        self._read += 1
+        if self._read > _MOST_READ:
+            raise ValueError("it builds on itself, or on too many files")
         if len(text) > _MOST_TEXT:
             raise ValueError(f"it is longer than {_MOST_TEXT >> 20} MiB: expected a config")
         try:
             content = parse(text)
         except yaml.constructor.ConstructorError as error:
-            raise ValueError(f"a YAML config is data, without tags that make objects: {error.problem}") from error
+            begin = "a YAML config is data, without tags that make objects: " if "tag" in error.problem else ""
+            raise ValueError(f"{begin}{error.problem}, line {error.problem_mark.line + 1}") from error
         except RecursionError as error:
             raise ValueError("it is nested too deep") from error
         if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

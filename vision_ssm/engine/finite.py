@@ -72,7 +72,7 @@ def refuse_non_finite(runner, checkpoint: Mapping) -> None:
 def _ended(runner, what: str) -> str:
     """The message of a training that has left the finite numbers: what was seen, what is left, what to do."""
     hook = runner.checkpoint_hook
-    last = (hook and hook.last_ckpt) or runner.resumed_from
+    last = (hook and hook.last_whole) or runner.resumed_from
     return (
         f"step {runner.iter + 1}: {what}; "
         + (f"the last finite checkpoint is {last}" if last else "no checkpoint was saved before")

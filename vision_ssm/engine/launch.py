@@ -71,24 +71,22 @@ def _check_launcher(launcher: str) -> None:
         )
 
 
-def _make_folder(work_dir: str) -> None:
-    """The run's folder.
+def _make_folder(path: str | Path, key: str = "work_dir") -> None:
+    """The folder of a run, or of what `key` says.
 
     Raises:
         ConfigError: there cannot be one, or nothing can be written to it.
     """
     try:
-        folder = Path(work_dir)
+        folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK | os.X_OK)
     except FileExistsError as error:
-        raise ConfigError(f"work_dir {work_dir} is a file: expected a folder, or the name of a new one") from error
+        raise ConfigError(f"{key} {path} is a file: expected a folder, or the name of a new one") from error
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"work_dir {work_dir!r} cannot be made: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        raise ConfigError(f"{key} {str(path)!r} cannot be made: {getattr(error, 'strerror', None) or error}") from error
     if not writable:
-        raise ConfigError(f"work_dir {work_dir} cannot be written to: expected a folder with that permission")
+        raise ConfigError(f"{key} {path} cannot be written to: expected a folder with that permission")
 
 
 def _check_precision(cfg: Config) -> None:
@@ -122,7 +120,7 @@ def _runner(cfg: Config) -> Runner:
     try:
         with _writing(cfg):
             return Runner.from_cfg(cfg)
-    except (CheckpointError, ConfigError, DataError):
+    except (CheckpointError, ConfigError, DataError, UnicodeEncodeError):  # the last of a path
         raise
     # MMEngine's registries and arguments: an unknown type, argument or value
     except (AssertionError, KeyError, TypeError, ValueError) as error:
@@ -253,7 +251,7 @@ def test(
 
 
 def _write_predictions(cfg: Config, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder, "out")
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     for evaluator in evaluators:
         if evaluator.type == "CocoMetric":

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..checkpoints import CheckpointError, convert_state_dict, converting, load_checkpoint, read, unwrap
+from ..checkpoints import CheckpointError, convert_state_dict, load_checkpoint, read_state_dict, unwrap
 from .config import ConfigError
 from .weights import check_fits, keeping_heads
 
@@ -67,13 +67,10 @@ def load_network(network: nn.Module, source: str, keep_head: bool = False) -> No
         try:
             load_checkpoint(network, source)
         except CheckpointError:
-            with converting(source, network):
-                check_fits(convert_state_dict(read(source), network), network, source)  # says what the way on is
+            check_fits(read_state_dict(source, network), network, source)  # says what the way on is
             raise
         return
-    with converting(source, network):
-        state_dict = convert_state_dict(read(source), network)
-    state_dict, _ = keeping_heads(state_dict, network)
+    state_dict, _ = keeping_heads(read_state_dict(source, network), network)
     check_fits(state_dict, network, source)
     network.load_state_dict(state_dict)
 

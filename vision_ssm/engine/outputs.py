@@ -32,7 +32,7 @@ def check_outputs(cfg: Config, loop: BaseLoop) -> None:
     """
     dataset = loop.dataloader.dataset
     outputs: dict[Path, str] = {}
-    for path, source in _outputs(cfg, loop.evaluator.metrics, list(_infos(dataset))):
+    for path, source in _outputs(cfg, loop.evaluator.metrics, dataset):
         if (other := outputs.setdefault(path, source)) != source:
             raise DataError(f"the predictions of {other} and {source} have one name, {path}: they need two folders")
     tables = [path for path in outputs if path.suffix in (".csv", ".json")]
@@ -50,20 +50,23 @@ def _infos(dataset) -> Iterator[dict]:
             yield from (leaf.get_data_info(i) for i in range(len(leaf)))
 
 
-def _outputs(cfg: Config, metrics: Sequence, infos: Sequence[dict]) -> Iterator[tuple[Path, str]]:
+def _images(dataset) -> Iterator[str]:
+    yield from (info["img_path"] for info in _infos(dataset) if isinstance(info.get("img_path"), str))
+
+
+def _outputs(cfg: Config, metrics: Sequence, dataset) -> Iterator[tuple[Path, str]]:
     """Files that metrics and drawings are written to, and the image of each."""
-    images = [info["img_path"] for info in infos if isinstance(info.get("img_path"), str)]
     for metric in metrics:
         if hasattr(metric, "output_files"):
-            yield from metric.output_files(infos)
+            yield from metric.output_files(_infos(dataset))
         elif folder := getattr(metric, "output_dir", None):  # MMSegmentation's
-            yield from ((Path(folder) / f"{Path(image).stem}.png", image) for image in images)
+            yield from ((Path(folder) / f"{Path(image).stem}.png", image) for image in _images(dataset))
             yield Path(folder) / "metrics.json", ""
         elif prefix := getattr(metric, "outfile_prefix", None):  # MMDetection's
             yield from ((Path(f"{prefix}.{result}"), "") for result in _RESULTS)
             yield Path(prefix).parent / "metrics.json", ""
     if folder := cfg.get("default_hooks", {}).get("visualization", {}).get("test_out_dir"):
-        yield from ((Path(folder) / Path(image).name, image) for image in images)
+        yield from ((Path(folder) / Path(image).name, image) for image in _images(dataset))
 
 
 def _near(cfg: Config, dataset) -> Iterator[str | Path]:

@@ -1,14 +1,16 @@
 """What a checkpoint to resume from holds, looked through part by part before any of it is used."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from math import isfinite
 from pathlib import Path
 
+from mmengine.dist import broadcast_object_list, is_main_process
 from torch import Tensor, nn
 
 from ..checkpoints import CheckpointError, read
 from .finite import non_finite
 from .order import preserved, restore
+from .saved import saved_checkpoints
 
 __all__ = ["Parts", "check_content", "check_process", "latest_whole"]
 
@@ -115,7 +117,7 @@ class Parts:
         return self.expect(type(value) is type(own), name, value, f"a {type(own).__name__}")
 
 
-def check_content(content: Mapping, file: str | Path, allowed: set[str] = frozenset()) -> None:
+def check_content(content: Mapping, file: str | Path, allowed: Set[str] = frozenset()) -> None:
     """Look at the kind of every part that a run which is resumed reads, whatever the run is.
 
     Args:
@@ -185,8 +187,9 @@ def _check_hub(parts: Parts, hub) -> None:
             parts.expect(parts.count(f"{name}.max_length", history.get("max_length")) > 0, name, 0, "a length")
     for key, value in hub["runtime_info"].items():
         name = f"message_hub.runtime_info.{key}"
-        if key.startswith("best_score"):
-            parts.number(name, value)
+        if key.startswith("best_score"):  # which may be infinite, or a metric's tensor
+            scalar = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+            parts.expect(_is_number(scalar), name, value, "a number")
         elif (key.startswith("best_ckpt") or key == "last_ckpt") and value is not None:
             parts.text(name, value)
         elif key == "keep_ckpt_ids":
@@ -216,17 +219,30 @@ def check_process(parts: Parts, name: str, state: Mapping, model: nn.Module) -> 
             parts.like(where, value, own[tensor_name])
 
 
-def latest_whole(saved: Iterable[Path], allowed: set[str], warn: Callable[[str], None]) -> str | None:
-    """The first of some checkpoints that is not damaged.
-
-    Args:
-        saved: the latest first.
-        allowed: names of weights that may be infinite.
-        warn: called with a sentence for each that is damaged.
+def latest_whole(runner) -> str | None:
+    """The latest checkpoint of a run's folder that is not damaged, as its first process sees it.
 
     Raises:
         CheckpointError: there are some, and none is whole.
     """
+    found: list[str | CheckpointError | None] = [None]
+    if is_main_process():
+        hook, note = runner.checkpoint_hook, Path(runner.work_dir) / "last_checkpoint"
+        if hook is None:
+            saved = saved_checkpoints(runner.work_dir)
+        else:
+            saved = saved_checkpoints(hook.folder(runner.work_dir), hook.filename_tmpl, note)
+        try:
+            found = [_first_whole(saved, runner.infinite, runner.logger.warning)]
+        except CheckpointError as error:
+            found = [error]
+    broadcast_object_list(found)
+    if isinstance(found[0], CheckpointError):
+        raise found[0]
+    return found[0]
+
+
+def _first_whole(saved: Iterable[Path], allowed: Set[str], warn: Callable[[str], None]) -> str | None:
     damaged: list[CheckpointError] = []
     for path in saved:
         try:

@@ -1,6 +1,7 @@
 """Going on from a checkpoint: everything is checked against the run before any of it is applied."""
 
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 
 from mmengine.dist import get_rank, get_world_size, is_main_process
@@ -164,6 +165,8 @@ class Resumption:
         hub = self.runner.message_hub
         keep = {key for key, kept in saved["resumed_keys"].items() if kept and key not in hub.runtime_info}
         info = {key: value for key, value in saved["runtime_info"].items() if key in keep}
+        for key in [key for key in info if key.startswith("best_score") and not isfinite(info[key])]:
+            del info[key]  # no score would ever be better
         scalars = {key: value for key, value in saved["log_scalars"].items() if key in keep}
         hub.load_state_dict(
             dict(log_scalars=scalars, runtime_info=info, resumed_keys=dict.fromkeys((*scalars, *info), True))

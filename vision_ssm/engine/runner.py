@@ -36,7 +36,7 @@ from .outputs import check_outputs
 from .parts import check_content, latest_whole
 from .plain import plain, revived
 from .resume import Resumption, process_state
-from .saved import folders_held, saved_checkpoints
+from .saved import folders_held
 from .schedule import warn_of_schedules
 from .setting import setting
 from .weights import check_fits, converted, keeping_heads
@@ -70,9 +70,9 @@ class Runner(_Runner):
     validation_missed = False  # the run was resumed where the validation of that step had not ended
     resumed_from: str | None = None
     setting: dict | None = None  # of the training, before its first step
+    infinite: frozenset[str] = frozenset()  # weights that are so from the start, as masks are
     _resumption: Resumption | None = None
     _schedules: dict | Sequence | None = None  # configs of the schedulers
-    infinite: frozenset[str] = frozenset()  # weights that are so from the start, as masks are
     _before_validation: dict | None = None  # random-number state, during a validation
 
     def setup_env(self, env_cfg: dict) -> None:
@@ -213,6 +213,7 @@ class Runner(_Runner):
             ConfigError: another run is at work in the folder.
             NonFiniteError: the training has left the finite numbers.
         """
+        self.infinite = frozenset(non_finite(self._bare_model().state_dict()))
         try:
             with folders_held(self.work_dir, self.checkpoint_hook and self.checkpoint_hook.out_dir):
                 return super().train()
@@ -370,20 +371,7 @@ class Runner(_Runner):
             return None
         if self._resume != "auto" and self._load_from is not None:
             return str(self._load_from)
-        found: list = [None]
-        if is_main_process():
-            hook = self.checkpoint_hook
-            folder = hook.folder(self.work_dir) if hook else self.work_dir
-            names = dict(template=hook.filename_tmpl) if hook else {}
-            saved = saved_checkpoints(folder, note=Path(self.work_dir) / "last_checkpoint", **names)
-            try:
-                found = [latest_whole(saved, self.infinite, self.logger.warning)]
-            except CheckpointError as error:
-                found = [error]
-        broadcast_object_list(found)
-        if isinstance(found[0], CheckpointError):
-            raise found[0]
-        return found[0]
+        return latest_whole(self)
 
     def load_or_resume(self) -> None:
         """As MMEngine's; all processes resume from what the first one sees.
@@ -392,7 +380,6 @@ class Runner(_Runner):
         """
         if self._has_loaded:
             return
-        self.infinite = frozenset(non_finite(self._bare_model().state_dict()))
         training = isinstance(self._train_loop, BaseLoop) and isinstance(self.optim_wrapper, OptimWrapper)
         if training:
             self.setting = setting(self)

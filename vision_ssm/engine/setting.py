@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 
+from .loops import EpochLoop
 from .schedule import by_optimizer, wrappers
 
 __all__ = ["differences", "plain_values", "setting"]
 
 _MANY = 8  # differences that are told one by one
+_FOLLOWS = ("base_values", "_last_value", "initial_lr", "initial_momentum")  # from other entries
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -35,8 +37,9 @@ def setting(runner) -> dict:
                 dict(plain_values(one.state_dict()), type=type(one).__name__) for one in schedulers.get(name) or ()
             ],
         )
-    own = dict(loop=type(loop).__name__, batch_size=batch, processes=runner.world_size, optimizers=optimizers)
-    return own | ({"max_epochs": loop.max_epochs} if own["loop"] == "EpochLoop" else {"max_iters": loop.max_iters})
+    length = "max_epochs" if isinstance(loop, EpochLoop) else "max_iters"
+    own = {"loop": type(loop).__name__, length: getattr(loop, length)}
+    return own | dict(batch_size=batch, processes=runner.world_size, optimizers=optimizers)
 
 
 def _flat(value, name: str) -> Iterator[tuple[str, object]]:
@@ -56,7 +59,7 @@ def differences(before: Mapping, now: Mapping) -> str:
     old, new = dict(_flat(before, "")), dict(_flat(now, ""))
     told = []
     for key in dict.fromkeys((*old, *new)):
-        if old.get(key) != new.get(key):
+        if old.get(key) != new.get(key) and key.rpartition(".")[2] not in _FOLLOWS:
             values = " -> ".join(ascii(one[key])[:40] if key in one else "nothing" for one in (old, new))
             told.append(f"{ascii(key)[1:-1][:60]} {values}")
     return ", ".join(told[:_MANY]) + (f" and {len(told) - _MANY} more" if len(told) > _MANY else "")

@@ -55,8 +55,7 @@ class OptimizerPlan:
         self.saved_groups: Sequence[Mapping] = ()
         self.own = wrapper.state_dict()
         self.states = self._scheduler_states(states, now) if saved is not None else None
-        follows = any(getattr(one, "need_val_args", False) for one in schedulers)
-        self.replay = self.states is None or (not follows and not self.unchanged)
+        self.replay = self.states is None
         self.optimizer_state = None if saved is None else self._optimizer_state(saved)
 
     # Schedules
@@ -64,17 +63,20 @@ class OptimizerPlan:
     def _scheduler_states(self, states: Sequence[Mapping] | None, now: Mapping) -> list[dict] | None:
         own = [plain_values(one.state_dict()) for one in self.schedulers]
         self.unchanged = False
-        if states is None or len(states) != len(own):
+        counts = [{*mine} & {*_COUNTED} for mine in own]
+        if states is None or len(states) != len(own) or any(n - {*s} for n, s in zip(counts, states, strict=True)):
             return None
         if self.before is not None:
             self.unchanged = self.before.get("schedulers") == now["schedulers"]
         else:
             self.unchanged = all(
                 state.get(key) == value
-                for state, mine in zip(states, own, strict=True)
+                for state, mine in zip(map(plain_values, states), own, strict=True)
                 for key, value in mine.items()
                 if key not in _COUNTED
             )
+        if not self.unchanged and not any(getattr(one, "need_val_args", False) for one in self.schedulers):
+            return None
         loaded = []
         for i, (state, mine) in enumerate(zip(states, own, strict=True)):
             where = f"param_schedulers[{i}]"
@@ -189,7 +191,7 @@ class OptimizerPlan:
                 )
             elif own is not None:  # a count of steps, which was a number once
                 scalar = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-                parts.number(where, scalar)
+                parts.expect(parts.number(where, scalar) >= 0, where, scalar, "a number from 0")
             else:
                 good = value is None or isinstance(value, (bool, int, float, Tensor, list))
                 parts.expect(good, where, value, "a tensor or a number")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ..checkpoints import check_state_dict, converting, unwrap
+from ..checkpoints import CheckpointError, check_state_dict, converting, unwrap
 
 __all__ = ["check_fits", "converted", "keeping_heads"]
 
@@ -33,13 +33,15 @@ def check_fits(state_dict: Mapping[str, Tensor], model: nn.Module, file: str) ->
         CheckpointError: they differ; where the heads alone do, the message says how to start from the rest.
     """
     own = model.state_dict()
-
-    def hint(_) -> str:
+    try:
+        check_state_dict(state_dict, own, model, file)
+    except CheckpointError as error:
         rest, layers = keeping_heads(state_dict, model)
-        fits = layers and rest.keys() == own.keys() and all(rest[name].shape == own[name].shape for name in own)
-        return f"; `keep_head=True` (--keep-head) starts from all but {', '.join(layers[:3])}" if fits else ""
-
-    check_state_dict(state_dict, own, model, file, hint)
+        fits = rest.keys() == own.keys() and all(rest[name].shape == own[name].shape for name in own)
+        if not fits or not layers:
+            raise
+        way = f"`keep_head=True` (--keep-head) starts from all but {', '.join(layers[:3])}"
+        raise CheckpointError(f"{error}; {way}") from error
 
 
 def keeping_heads(state_dict: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
@@ -56,17 +58,18 @@ def keeping_heads(state_dict: Mapping[str, Tensor], model: nn.Module) -> tuple[d
         The state dict, and the names of the layers that stay as they are. What else does not fit is still there.
     """
     own = model.state_dict()
-    layers = set()
+    layers: set[str] = set()
     for prefix, network in (("", model), ("network.", getattr(model, "network", None))):
         heads = getattr(network, "heads", ())
         if isinstance(heads, tuple) and heads and all(isinstance(head, str) for head in heads):
             named = tuple(prefix + head for head in heads)
             layers |= {name.rpartition(".")[0] for name in (*own, *state_dict) if name.startswith(named)}
-    layers |= {
-        name.rpartition(".")[0]
-        for name, value in own.items()
-        if name in state_dict and _other_outputs(model, name, state_dict[name].shape, value.shape)
-    }
+    others: dict[str, list[bool]] = {}  # by layer, of each tensor that does not fit
+    for name, value in own.items():
+        if name in state_dict and state_dict[name].shape != value.shape:
+            found = _other_outputs(model, name, state_dict[name].shape, value.shape)
+            others.setdefault(name.rpartition(".")[0], []).append(found)
+    layers |= {layer for layer, found in others.items() if all(found)}
     rest = {name: value for name, value in state_dict.items() if name.rpartition(".")[0] not in layers}
     kept = {name: value for name, value in own.items() if name.rpartition(".")[0] in layers}
     return rest | kept, sorted(layers)

@@ -7,10 +7,25 @@ from typing import Literal
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
-__all__ = ["ConvLayers", "InstanceNorm2d", "InstanceNorm3d", "ResidualBlock", "UpBlock", "init_convolution"]
+__all__ = [
+    "ConvLayers", "InstanceNorm2d", "InstanceNorm3d", "ResidualBlock", "UpBlock", "avg_pool3d", "init_convolution",
+]  # fmt: skip
 
 Size = int | Sequence[int]
+
+
+def avg_pool3d(x: torch.Tensor, size: Size) -> torch.Tensor:
+    """`F.avg_pool3d` over blocks, also in 16 bits on CPUs, which PyTorch's own has not."""
+    if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16):
+        return F.avg_pool3d(x.float(), size).to(x.dtype)
+    return F.avg_pool3d(x, size)
+
+
+class _AvgPool3d(nn.AvgPool3d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return avg_pool3d(x, self.kernel_size)
 
 
 class _EmptyBatches(nn.Module):
@@ -92,7 +107,7 @@ class ConvLayers:
     def pool(self, stride: Size) -> nn.Module:
         """Average over blocks of `stride`."""
         stride = stride if isinstance(stride, int) else tuple(stride)
-        return (nn.AvgPool2d if self.dims == 2 else nn.AvgPool3d)(stride, stride)
+        return (nn.AvgPool2d if self.dims == 2 else _AvgPool3d)(stride, stride)
 
     def conv_norm_act(self, in_chans: int, out_chans: int, kernel: Size = 3, stride: Size = 1) -> nn.Sequential:
         """Convolution, norm, activation."""

@@ -1,10 +1,12 @@
 """Token mixers on maps: every pixel or voxel is a token, in row-major order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 import torch.nn as nn
+
+from ..scan import fix_in_trace
 
 __all__ = ["TokenMixer", "as_map", "as_tokens", "in_full_precision"]
 
@@ -23,12 +25,13 @@ def in_full_precision(function: Callable[..., torch.Tensor], x: torch.Tensor, *a
     """`function(x, ...)` outside of autocast, which overflows in float16 where Mamba is trained.
 
     Args:
-        function: a module or a method of one; `x` gets the dtype of its parameters.
+        function: a module or a method of one; `x` gets the dtype of its parameters (not of quantised ones).
     """
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
             module = function if isinstance(function, nn.Module) else function.__self__
-            return function(x.to(next(module.parameters()).dtype), *args)
+            dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+            return function(x.to(dtype), *args)
     return function(x, *args)
 
 
@@ -40,6 +43,7 @@ class TokenMixer(nn.Module):
         mixer: (batch, length, dim) to the same.
         residual: add the input.
         sequence: what the scan runs over: the "positions", or the "channels" (U-Mamba's small maps).
+        sides: of the map, if the channels are the sequence.
 
     It leaves autocast, as U-Mamba and its followers do.
     """
@@ -50,24 +54,25 @@ class TokenMixer(nn.Module):
         mixer: nn.Module,
         residual: bool = False,
         sequence: Literal["positions", "channels"] = "positions",
+        sides: Sequence[int] = (),
         device=None,
         dtype=None,
     ):
         super().__init__()
         self.norm = nn.LayerNorm(dim, device=device, dtype=dtype)
         self.mixer = mixer
-        self.residual, self.sequence = residual, sequence
+        self.residual, self.sequence, self.sides = residual, sequence, tuple(sides)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return in_full_precision(self._mix, x)
 
     def _mix(self, x: torch.Tensor) -> torch.Tensor:
         if self.sequence == "channels":
-            positions = self.norm.normalized_shape[0]
-            if x.shape[2:].numel() != positions:
+            fix_in_trace(x.shape[2:], "a map")
+            if tuple(x.shape[2:]) != self.sides:
                 raise ValueError(
-                    f"a map of {tuple(x.shape[2:])} has {x.shape[2:].numel()} positions: expected {positions}, those "
-                    "of the `input_size` that the network was made for"
+                    f"a map of {tuple(x.shape[2:])}: expected {self.sides}, that of the `input_size` that the network "
+                    "was made for"
                 )
             y = self.mixer(self.norm(x.flatten(2))).unflatten(2, x.shape[2:])
         else:

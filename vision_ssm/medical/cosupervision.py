@@ -107,9 +107,10 @@ def mixed_pseudo_label(logits: Sequence[torch.Tensor], generator: torch.Generato
 
     The weights are the pieces of [0, 1] between uniformly random cuts, one cut fewer than networks.
     """
-    options = dict(device="cpu" if generator is None else generator.device, dtype=torch.float32)
-    cuts = torch.rand(len(logits) - 1, generator=generator, **options).sort().values
-    ends = torch.tensor([0.0, 1.0], **options)
+    device = "cpu" if generator is None else generator.device
+    precise = {"dtype": torch.float32, "device": device}
+    cuts = torch.rand(len(logits) - 1, generator=generator, **precise).sort().values
+    ends = torch.tensor([0.0, 1.0], **precise)
     weights = torch.cat([ends[:1], cuts, ends[1:]]).diff().to(logits[0].device)
     probabilities = (each.detach().softmax(dim=1, dtype=torch.float32) for each in logits)
     return sum(weight * each for weight, each in zip(weights, probabilities)).argmax(dim=1)

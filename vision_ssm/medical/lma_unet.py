@@ -20,7 +20,7 @@ from ..checkpoints import mamba_parameters, rename, stack_paths, unwrap
 from ..layers import TwinMamba
 from ..scan import fix_in_trace
 from ._base import create, drop_heads, network_cfg
-from ._conv import ConvLayers, Size
+from ._conv import ConvLayers, Size, avg_pool3d
 from ._tokens import TokenMixer
 from ._unet import MixerUNet, resnet_d_blocks, unet_names
 from .plans import ABDOMEN_2D, ABDOMEN_3D, Plan, with_plan
@@ -67,7 +67,7 @@ class WindowMixer(TokenMixer):
         fix_in_trace(x.shape[2:], "a map")
         if self.period == 1 or any(side % self.period for side in x.shape[2:]):
             return x + super()._mix(x)
-        pool = F.avg_pool2d if x.dim() == 4 else F.avg_pool3d
+        pool = F.avg_pool2d if x.dim() == 4 else avg_pool3d
         y = super()._mix(pool(x, self.period))
         return x + F.interpolate(y, size=x.shape[2:], mode="nearest")
 

@@ -90,8 +90,8 @@ class MedMamba(StagedBackbone):
             for i in range(len(depths))
         ]
         super().__init__(
-            patch_stem(in_chans, dim, **dd), stages, nn.Identity(), dims, in_chans=in_chans, num_classes=num_classes,
-            global_pool=global_pool, drop_rate=drop_rate, **dd,
+            patch_stem(in_chans, dim, **dd), stages, nn.Identity(), dims, smallest=2 ** (len(depths) + 1),
+            in_chans=in_chans, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate, **dd,
         )  # fmt: skip
         self.init_weights(needs_reset=False)
 

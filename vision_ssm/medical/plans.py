@@ -138,6 +138,7 @@ _FIXED = {
     "nonlin_kwargs": ({"inplace": True}, {"inplace": False}, {}, None),
     "nonlin_first": (False,),
 }
+_MOST_WEIGHTS = 10**9  # of the encoder; nnU-Net's largest has a tenth
 _DEPTHS = ("n_blocks_per_stage", "n_conv_per_stage")
 # nnU-Net's names in `arch_kwargs`; the arguments of a dropout that is not there mean nothing.
 PLAN_KEYS = frozenset(
@@ -195,15 +196,20 @@ def planned_sizes(name: str, given: Mapping) -> dict:
         return numbers(given[key], f"{name}: `{key}`", least)
 
     kernels = given["kernel_sizes"]
-    if not isinstance(kernels, Sequence) or isinstance(kernels, str):
-        raise ValueError(f"{name}: `kernel_sizes` is {kernels!r}: expected a list, an entry for each stage")
-    return dict(
+    if not isinstance(kernels, Sequence) or isinstance(kernels, str) or len(kernels) != stages:
+        raise ValueError(f"{name}: `kernel_sizes` is {str(kernels)[:60]}: expected a list, an entry for each stage")
+    sizes = dict(
         features=each("features_per_stage", stages),
         kernels=axes([per_axis(size, f"{name}: `kernel_sizes[{i}]`", dims) for i, size in enumerate(kernels)], dims),
         strides=strides,
         depths=each(depths[0], stages),
         decoder_depths=each("n_conv_per_stage_decoder", stages - 1),
     )
+    stages = zip(sizes["features"], sizes["kernels"], sizes["depths"])
+    weights = sum(width**2 * math.prod(kernel) * depth for width, kernel, depth in stages)
+    if weights > _MOST_WEIGHTS:
+        raise ValueError(f"{name}: the plan's network has {weights / 1e9:.0f} thousand millions of weights")
+    return sizes
 
 
 def stage_strides(given: Mapping, name: str) -> tuple[tuple[int, ...], ...]:

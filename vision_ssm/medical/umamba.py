@@ -138,8 +138,13 @@ class UMambaV1(MixerUNet):
         self.init_weights(needs_reset=False)
 
 
-def _mamba(dim: int, sequence: Literal["positions", "channels"] = "positions", **dd) -> TokenMixer:
-    return TokenMixer(dim, Mamba(dim, **dd), sequence=sequence, **dd)
+def _mamba(dim: int, **dd) -> TokenMixer:
+    return TokenMixer(dim, Mamba(dim, **dd), **dd)
+
+
+def _channel_mamba(sides: Sequence[int], **dd) -> TokenMixer:
+    dim = math.prod(sides)
+    return TokenMixer(dim, Mamba(dim, **dd), sequence="channels", sides=sides, **dd)
 
 
 def _mixers(plan: Plan, where: str, **dd) -> list[nn.Module]:
@@ -160,7 +165,7 @@ def _sized_mixers(plan: Plan, input_size: Sequence[int], channel_tokens: bool, *
         if plan.dims == 2 and (i + len(plan.features)) % 2 == 0:
             mixers.append(nn.Identity())
         elif channel_tokens and math.prod(sides) <= width:
-            mixers.append(_mamba(math.prod(sides), "channels", **dd))
+            mixers.append(_channel_mamba(sides, **dd))
         else:
             mixers.append(_mamba(width, **dd))
     return mixers

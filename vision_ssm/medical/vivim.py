@@ -204,7 +204,7 @@ class Vivim(DenseNetwork):
             0.001 to 0.1.
 
     Shapes: (batch, frames, in_chans, height, width) to (batch, frames, num_classes, height, width), raw logits, for
-    any height and width; with `edge` to a tuple of it and (batch, frames, 1, height, width).
+    any height and width from `smallest`; with `edge` to a tuple of it and (batch, frames, 1, height, width).
     """
 
     dims = 2
@@ -231,6 +231,8 @@ class Vivim(DenseNetwork):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.in_chans, self.num_classes, self.chunks = in_chans, num_classes, chunks
+        # Each stage's map, its sides rounded up, has a position of the coarser one that its attention reads.
+        self.smallest = max((factor - 1) * 4 * 2**i + 1 for i, factor in enumerate(reductions))
         rates = torch.linspace(0, drop_path_rate, sum(depths), dtype=torch.float32, device="cpu").split(list(depths))
         self.stages = nn.ModuleList(
             Stage(
@@ -267,6 +269,8 @@ class Vivim(DenseNetwork):
         frames = x.shape[1]
         if frames % self.chunks or frames == 0:
             raise ValueError(f"a clip of {frames} frames: expected a multiple of {self.chunks}, the chunks of the scan")
+        if min(x.shape[3:]) < self.smallest:
+            raise ValueError(f"frames of {tuple(x.shape[3:])}: expected at least {self.smallest} pixels a side")
         y, maps = x.flatten(0, 1), []
         for stage in self.stages:
             y = stage(y, frames)

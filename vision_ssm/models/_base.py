@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..checkpoints import load_into
 from ._positions import note_grid, refit
 
-__all__ = ["Backbone", "Network", "build", "pretrained_cfg", "recomputed"]
+__all__ = ["Backbone", "Network", "build", "check_smallest", "pretrained_cfg", "recomputed"]
 
 
 class Network(nn.Module):
@@ -83,6 +83,12 @@ class Backbone(Network):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.forward_features(x))
+
+
+def check_smallest(x: torch.Tensor, smallest: int) -> None:
+    """Raise ValueError for images that are smaller than a patch, which leave a map without pixels."""
+    if smallest > 1 and (x.shape[2] < smallest or x.shape[3] < smallest):
+        raise ValueError(f"the image is {x.shape[2]}x{x.shape[3]} pixels: expected at least {smallest} a side")
 
 
 def recomputed(module: nn.Module, *inputs: torch.Tensor | nn.Module | None) -> torch.Tensor:

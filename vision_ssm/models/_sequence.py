@@ -12,7 +12,7 @@ from timm.models._input import update_model_input_size
 
 from ..layers import rotary_tables, rotate
 from ..scan import fix_in_trace
-from ._base import Backbone
+from ._base import Backbone, check_smallest
 from ._initialisation import init_truncated
 from ._patches import PatchEmbed
 from ._positions import resized_grid
@@ -29,7 +29,7 @@ torch.fx.wrap("resized_grid")
 
 
 @torch.fx.wrap
-def _check_size(x: torch.Tensor, expected: Optional[Tuple[int, int]]) -> None:
+def _check_size(x: torch.Tensor, expected: Optional[Tuple[int, int]], smallest: int) -> None:
     if not torch.jit.is_scripting():
         fix_in_trace(x.shape[2:], "images")
     if expected is not None and (x.shape[2], x.shape[3]) != expected:
@@ -37,6 +37,7 @@ def _check_size(x: torch.Tensor, expected: Optional[Tuple[int, int]]) -> None:
             f"the image is {x.shape[2]}x{x.shape[3]} pixels, expected {expected[0]}x{expected[1]}: "
             "call set_input_size, or create the model with dynamic_img_size=True"
         )
+    check_smallest(x, smallest)
 
 
 class Block(nn.Module):
@@ -244,7 +245,8 @@ class SequenceBackbone(Backbone):
         return None if self.pos_embed is None else self.grid_size
 
     def _embed(self, x: torch.Tensor) -> Tuple[torch.Tensor, int, int]:
-        _check_size(x, None if self.dynamic_img_size else self.img_size)
+        smallest = 1 if self.patch_embed.pad else self.patch_embed.patch_size
+        _check_size(x, None if self.dynamic_img_size else self.img_size, smallest)
         x = self.patch_embed(x)
         height, width = x.shape[1], x.shape[2]
         x = x.flatten(1, 2)

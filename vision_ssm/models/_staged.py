@@ -8,9 +8,11 @@ import torch.nn as nn
 from timm.layers import ClassifierHead, get_device_dtype
 from timm.models._features import feature_take_indices
 
-from ._base import Backbone, recomputed
+from ._base import Backbone, check_smallest, recomputed
 
 __all__ = ["Stage", "StagedBackbone"]
+
+torch.fx.wrap("check_smallest")  # FX tracing takes it as it is, because it reads shapes
 
 
 class Stage(nn.Module):
@@ -36,7 +38,7 @@ class StagedBackbone(Backbone):
     """stem -> stages -> norm -> head on NCHW maps, with every method that timm calls on a model.
 
     A family builds `stem`, `stages` and `norm` and passes them here; it should need no other method. Feature maps are
-    the stages' outputs, before any norm.
+    the stages' outputs, before any norm. Images have at least `smallest` pixels a side.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class StagedBackbone(Backbone):
         norm: nn.Module,
         dims: Sequence[int],
         stem_stride: int = 4,
+        smallest: int = 1,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -55,6 +58,7 @@ class StagedBackbone(Backbone):
     ):
         super().__init__()
         self.in_chans, self.num_classes = in_chans, num_classes
+        self.smallest = smallest
         self.stem = stem
         self.stages = nn.Sequential(*stages)
         self.norm = norm
@@ -97,6 +101,7 @@ class StagedBackbone(Backbone):
         take, last = feature_take_indices(len(self.stages), indices)
         final = len(self.stages) - 1
         intermediates = []
+        check_smallest(x, self.smallest)
         x = self.stem(x)
         if torch.jit.is_scripting() or not stop_early:  # TorchScript cannot slice a Sequential
             stages = self.stages
@@ -129,6 +134,7 @@ class StagedBackbone(Backbone):
         return take
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        check_smallest(x, self.smallest)
         return self.norm(self.stages(self.stem(x)))
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:

@@ -163,6 +163,7 @@ class VMamba(StagedBackbone):
             stages,
             norm2d(dims[-1], **dd),
             dims,
+            smallest=4 * (2 ** (len(depths) - 1) if downsample == "conv2" else 1) - (0 if stem == "patch" else 3),
             in_chans=in_chans,
             num_classes=num_classes,
             global_pool=global_pool,

@@ -46,8 +46,8 @@ def _forward(arch: Mapping, traits: NetworkTraits, patch: Sequence[int]) -> list
     kwargs = dict(arch["arch_kwargs"])
     kwargs.setdefault("name", traits.name)
     try:
-        with FakeTensorMode(), torch.no_grad():
-            model = Network(1, 2, traits.deep_supervision, **kwargs).eval()  # batch norms of one voxel cannot train
+        model = Network(1, 2, traits.deep_supervision, **kwargs).eval()  # batch norms of one voxel cannot train
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             y = model(torch.empty(1, 1, *patch))
     except (TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
         raise ValueError(f"{traits.name} cannot be made by this plan: {error}") from error

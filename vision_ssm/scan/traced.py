@@ -25,10 +25,12 @@ def _fixed_sizes(sizes: Tensor, expected: Sequence[int], what: str) -> Tensor:
 def fix_in_trace(sizes: Sequence[int], what: str) -> None:
     """Under `torch.jit.trace`, record that the trace is for these sizes: with others it raises a RuntimeError.
 
+    ONNX has no such operator: an exported graph is for the sizes that its inputs declare.
+
     Args:
         sizes: from the shape of an input.
         what: they are the sizes of, for the message.
     """
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():
         found = torch.stack([torch.as_tensor(size) for size in sizes])
         torch.ops.vision_ssm.fixed_sizes(found, [int(size) for size in sizes], what)

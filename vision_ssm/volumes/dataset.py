@@ -98,13 +98,13 @@ class VolumeDataset(torch.utils.data.Dataset):
         classes: names, the background's first.
         label_map: ids in the files (0 to 65535) to ids of classes. 0 stays background; any other id that the files
             hold needs an entry, `{5: 0}` if it is to become background.
-        ignore_label: id in the label files (0 to 65535, of no class) of voxels that neither losses nor metrics count.
-            In samples of training they are -1.
         test_mode: whole volumes, for evaluation.
         cache_rate: fraction of the volumes that is kept in memory as it is before the first random transform; for
             each process of a run.
         cache_dir: folder that all volumes are kept in instead, for more than memory holds.
         cache_workers: threads that fill the memory.
+        ignore_label: id in the label files (1 to 65535, of no class) of voxels that neither losses nor metrics count.
+            In samples of training they are -1.
 
     Raises:
         DataError: the list is missing, is no such list, or has no such split.
@@ -119,11 +119,11 @@ class VolumeDataset(torch.utils.data.Dataset):
         transforms: Sequence[Mapping],
         classes: Sequence[str],
         label_map: Mapping[int, int] | None = None,
-        ignore_label: int | None = None,
         test_mode: bool = False,
         cache_rate: float = 0.0,
         cache_dir: str | None = None,
         cache_workers: int = 4,
+        ignore_label: int | None = None,
     ):
         self.data_root, self.split, self.test_mode = Path(data_root).expanduser(), split, test_mode
         self.metainfo = dict(classes=tuple(classes))
@@ -256,12 +256,15 @@ class VolumeDataset(torch.utils.data.Dataset):
         return {0, *self.label_map} if self.label_map else range(len(self.metainfo["classes"]))
 
     def check(self, log: Callable[[str], object] | None = None) -> None:
-        """Look at every file, once (see `check_volumes`).
+        """Look at every file, once (see `check_volumes`); of a test, take the first volume through the transforms.
 
         Raises:
             DataError: files are not as they should be; they are named.
+            ConfigError: the transforms of a test lose an image's geometry.
         """
         check_volumes(self.items, self._allowed(), () if self.test_mode else self.transform.transforms, log)
+        if self.test_mode:  # now, and not after hours of training
+            self._whole(0)
 
 
 def _label_map(label_map: Mapping[int, int], classes: int, ignore_label: int | None) -> dict[int, int]:

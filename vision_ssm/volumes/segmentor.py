@@ -148,10 +148,6 @@ class VolumeSegmentor(BaseModel):
         self.eval()
         try:
             self._probabilities(window)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise self._refusal(window, error) from error
         finally:
             self.train(was_training)
             torch.clear_autocast_cache()  # of weights that were cast without gradients
@@ -159,16 +155,15 @@ class VolumeSegmentor(BaseModel):
     def _probabilities(self, image: Tensor) -> Tensor:
         try:
             return self.windows(image, self._logits)
-        except ConfigError:
+        except (ConfigError, torch.OutOfMemoryError):
             raise
-        except ValueError as error:
-            raise self._refusal(image, error) from error
-
-    def _refusal(self, image: Tensor, error: Exception) -> ConfigError:
-        return ConfigError(
-            f"`model.network` is a {type(self.network).__name__} that does not take windows of "
-            f"{self.windows.roi_size} (`inference.roi_size`) of images of {image.shape[1]} channels: {error}"
-        )
+        except (RuntimeError, ValueError) as error:  # of shapes: those of this package are ValueErrors
+            seen = "x".join(map(str, image.shape[2:]))
+            raise ConfigError(
+                f"`model.network` is a {type(self.network).__name__} that does not take windows of "
+                f"{self.windows.roi_size} (`inference.roi_size`) of images of {image.shape[1]} channels and {seen} "
+                f"voxels: {error}"
+            ) from error
 
     def init_weights(self) -> None:
         """Load the weights to start from; MMEngine calls it when training starts. Networks fill their own before."""

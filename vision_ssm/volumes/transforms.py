@@ -72,14 +72,12 @@ class CheckImaged(MapTransform):
         return dict(data)
 
 
-def _loaders(name: str, arguments: dict) -> list[Transform]:
+def _loaders(keys: str | Sequence[str], reader: str | None = None, **arguments) -> list[Transform]:
     """`LoadImaged` with this package's reader, of images and of label maps by themselves."""
-    reader = arguments.pop("reader", None)
     if reader not in _READERS:
-        raise ConfigError(f"transform {name}: `reader` is {reader}: leave it out, nibabel and Pillow read all files")
+        raise ValueError(f"`reader` is {reader}: leave it out, nibabel and Pillow read all files")
     if strange := [key for key in arguments if key not in inspect.signature(LoadImaged).parameters]:
-        raise ConfigError(f"transform {name}: it has no argument {', '.join(strange)}")
-    keys = arguments.pop("keys", ())
+        raise ValueError(f"it has no argument {', '.join(strange)}")
     keys = [keys] if isinstance(keys, str) else list(keys)
     loaders = []
     for labels in (False, True):
@@ -87,8 +85,6 @@ def _loaders(name: str, arguments: dict) -> list[Transform]:
             loader = LoadImaged(some, **arguments)
             loader._loader.readers = [FileReader(labels)]
             loaders.append(loader)
-    if not loaders:
-        raise ConfigError(f"transform {name} has no `keys`")
     return loaders
 
 
@@ -104,10 +100,8 @@ def _build(config: Mapping) -> list[Transform]:
         raise ConfigError(f"no transform {name!r} in monai.transforms{hint}")
     if issubclass(kind, Compose) and "transforms" in arguments:  # OneOf, SomeOf, ...
         arguments["transforms"] = [step for one in arguments["transforms"] for step in _build(one)]
-    if issubclass(kind, LoadImaged):
-        return _loaders(name, arguments)
     try:
-        return [kind(**arguments)]
+        return _loaders(**arguments) if issubclass(kind, LoadImaged) else [kind(**arguments)]
     except (TypeError, ValueError) as error:
         raise ConfigError(f"transform {name}: {error}") from error
 

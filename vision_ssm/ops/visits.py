@@ -5,7 +5,7 @@ kept for the tables that this package made. Others are looked at in every call: 
 autograd's version counter (NumPy's arrays, DLPack, `.data`, inference tensors).
 """
 
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .checks import OUT_OF_RANGE
 
-__all__ = ["Visits", "remember", "visits"]
+__all__ = ["Visits", "know", "remember", "visits"]
 
 
 class Visits(NamedTuple):
@@ -105,6 +105,10 @@ def visits(tables: Tensor | None, row: int, tokens: int) -> Visits:
 
 def remember(tables: Tensor, like: Tensor) -> Tensor:
     """`tables`, made by this package, of which the same is known as of `like`, an equal tensor."""
-    if not tables.is_inference():
-        _known[tables] = _Known(_state(tables), True, {row: _row(like, row) for row in range(len(like))})
+    return tables if tables.is_inference() else know(tables, [_row(like, row) for row in range(len(like))])
+
+
+def know(tables: Tensor, rows: Sequence[Visits]) -> Tensor:
+    """`tables`, made by this package, of whose rows so much is known."""
+    _known[tables] = _Known(_state(tables), True, dict(enumerate(rows)))
     return tables

@@ -67,8 +67,9 @@ def _check(name: str) -> str:
 def use_backend(name: str, decompose: bool = False) -> Iterator[None]:
     """Run the operators on `name` inside this context.
 
-    It holds for this thread or asyncio task, and for the backward pass of what runs inside, wherever that runs. Threads
-    that are started inside choose for themselves; `VISION_SSM_BACKEND` is for the whole process.
+    It holds for this thread or asyncio task, and for the backward pass of what runs inside, wherever that runs, with
+    what the models' gradient checkpointing computes again. Threads that are started inside choose for themselves, and
+    so does what `torch.utils.checkpoint` of one's own computes again; `VISION_SSM_BACKEND` is for the whole process.
 
     Args:
         name: one of `BACKENDS`.

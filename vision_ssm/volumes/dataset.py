@@ -33,10 +33,12 @@ _VERSION = 2  # of what files are read as: to be raised when that changes
 
 def _content(path: Path) -> object:
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise DataError(f"no list of volumes {path}" + (": it is no regular file" if path.exists() else ""))
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"no list of volumes {path}") from None
-    except ValueError as error:
+    except OSError as error:
+        raise DataError(f"the list of volumes {path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is no JSON file: {error}") from error
 
 

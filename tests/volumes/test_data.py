@@ -246,7 +246,7 @@ def test_unreadable_lists(root):
         with pytest.raises(DataError, match="is no JSON file"):
             _dataset(root)
     path.unlink()
-    with pytest.raises(DataError, match="^no list of volumes"):
+    with pytest.raises(DataError, match=r"^no list of volumes"):
         _dataset(root)
     os.mkfifo(path)
     with pytest.raises(DataError, match=r"^no list of volumes .*: it is no regular file"):

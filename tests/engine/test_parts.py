@@ -48,7 +48,7 @@ KINDS = [
 FINE = {
     "missing": {*KINDS},
     "none": {("meta", "seed")},
-    "negative": {path for path in KINDS if path[-1] in ("lr", "last_step")} | {KINDS[1]},
+    "negative": {path for path in KINDS if path[-1] == "last_step"} | {KINDS[1]},
     "nan": {("param_schedulers", 0, "last_step"), KINDS[1]},
     "list": {path for path in KINDS if path[-1] in ("keep_ckpt_ids", "outdated_ckpts", "process_states")}
     | {("param_schedulers",)},
@@ -100,6 +100,14 @@ def test_odd_parts_are_named_and_nothing_of_the_file_is_used(kind, folder, runne
             pytest.fail(f"{part} is accepted")
         assert "\n" not in str(caught.value), part
         assert same(runner.model.state_dict(), before) and runner.iter == 0 and runner.resumed_from is None, part
+
+
+def test_averages_of_whole_numbers_are_none(folder, runner, tmp_path):
+    path = tmp_path / "other.pth"
+    average = last(folder)["optimizer"]["state"][0]["exp_avg"].to(torch.int8)
+    torch.save(changed(last(folder), ("optimizer", "state", 0, "exp_avg"), average), path)
+    with pytest.raises(CheckpointError, match=r"exp_avg` is .*, expected a tensor .*float32"):
+        runner.resume(path)
 
 
 def test_what_may_be_missing(folder, tmp_path):

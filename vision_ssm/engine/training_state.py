@@ -145,7 +145,9 @@ class OptimizerPlan:
 
     def _like(self, name: str, saved, own):
         if isinstance(own, (int, float)) and not isinstance(own, bool):
-            return self.parts.number(name, saved)
+            told = self.parts.number(name, saved)  # of rates, decays and the like none is negative
+            self.parts.expect(told >= 0 or own < 0, name, told, "a number from 0")
+            return told
         return self.parts.like(name, saved, own)
 
     def _continued(self, key: str, told, saved: Mapping, own: Mapping):
@@ -186,9 +188,9 @@ class OptimizerPlan:
         for key, value in entry.items():
             where, own = f"{name}.{key}", (expected or {}).get(key)
             if isinstance(own, Tensor) and own.ndim:
-                parts.expect(
-                    isinstance(value, Tensor) and value.shape == own.shape, where, value, f"a tensor {tuple(own.shape)}"
-                )
+                fits = isinstance(value, Tensor) and value.shape == own.shape
+                fits = fits and value.is_floating_point() == own.is_floating_point()
+                parts.expect(fits, where, value, f"a tensor {tuple(own.shape)} of {own.dtype}")
             elif own is not None:  # a count of steps, which was a number once
                 scalar = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
                 parts.expect(parts.number(where, scalar) >= 0, where, scalar, "a number from 0")

@@ -108,6 +108,7 @@ WRONG = {
         "cannot be read",
     ),
     "garbage": (first(segmentation=dict(size=[HEIGHT, WIDTH], counts="\x00~~")), "cannot be read"),
+    "endless": (first(segmentation=dict(size=[HEIGHT, WIDTH], counts="o" * 10**6 + "0")), "cannot be read"),
     "unended": (first(segmentation=dict(size=[HEIGHT, WIDTH], counts="oo")), "cannot be read"),
     "class in capitals": (first("categories", name="Cat"), r"no category 'cat' \(the file has 'Cat'\)"),
     "class with a space": (first("categories", name="cat "), r"no category 'cat' \(the file has 'cat '\)"),

@@ -9,6 +9,8 @@ pytest.importorskip("mmengine")
 from engine.tiny import config, last
 
 from vision_ssm.engine import ConfigError, Runner, train
+from vision_ssm.engine.checkpoint_hook import CheckpointHook
+from vision_ssm.engine.loops import IterLoop
 from vision_ssm.engine.saved import saved_checkpoints
 
 
@@ -99,3 +101,36 @@ def test_wrong_value_of_a_component_is_named(tmp_path):
     cfg.model.width = -1
     with pytest.raises((ConfigError, RuntimeError), match=r"TinyModel|negative"):
         train(cfg, tmp_path)
+
+
+@pytest.mark.parametrize("form", ["{}", "mmengine.{}", "mmengine.{module}.{}"])
+def test_stock_parts_are_replaced_however_they_are_named(form, tmp_path):
+    hook, loop = form.format("CheckpointHook", module="hooks"), form.format("IterBasedTrainLoop", module="runner")
+    cfg = config(steps=12, **{"default_hooks.checkpoint.type": hook, "train_cfg.type": loop})
+    cfg.work_dir = str(tmp_path)
+    run = Runner.from_cfg(cfg)
+    assert isinstance(run.checkpoint_hook, CheckpointHook)
+    assert isinstance(run.build_train_loop(run._train_loop), IterLoop)
+
+
+def test_hooks_that_are_none_are_off(tmp_path):
+    names = ("visualization", "finite", "classes", "timer", "logger", "checkpoint")
+    train(config(steps=12, **{f"default_hooks.{name}": None for name in names}), tmp_path)
+    assert not list(tmp_path.glob("*.pth"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_cfg": dict(_delete_=True, max_iters=12)}, "`train_cfg` has no `type`"),
+        ({"train_dataloader.collate_fn": "nope"}, "`train_dataloader.collate_fn` is 'nope'"),
+        ({"train_dataloader.collate_fn": dict(type="nope")}, "has the `type` 'nope'"),
+        ({"optim_wrapper.optimizer": "SGD"}, "`optim_wrapper.optimizer` is 'SGD'"),  # as in a file
+        ({"default_hooks.checkpoint.interval": "x"}, "expected a whole number from -1"),
+        ({"custom_hooks": "EMAHook"}, "expected a list"),
+        ({"model": None}, "has no `model`"),
+    ],
+)
+def test_parts_that_are_missing_or_of_another_kind(changes, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        train(config(steps=12, **changes), tmp_path)

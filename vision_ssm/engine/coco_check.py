@@ -11,6 +11,7 @@ from .checked import Notice
 __all__ = ["annotation_findings", "image_ids"]
 
 _SHOWN = 5
+_RUN_BITS = 35  # of a run's length below 2^32, five bits at a time
 _SECTIONS = {"images": "image", "annotations": "annotation", "categories": "category"}
 
 
@@ -355,7 +356,7 @@ def _decompressed(text: str) -> list[int] | None:
     value = shift = 0
     for character in text:
         bits = ord(character) - 48
-        if not 0 <= bits < 64:
+        if not 0 <= bits < 64 or shift >= _RUN_BITS:
             return None
         value |= (bits & 31) << shift
         shift += 5

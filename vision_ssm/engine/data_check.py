@@ -12,6 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS
 from mmengine.runner import BaseLoop
 
+from ..errors import InputError
 from .checked import Notice, checked_once, file_stamp
 from .coco_check import annotation_findings, image_ids
 from .order import DataError, Seeded
@@ -299,7 +300,7 @@ class DataCheckHook(Hook):
             try:
                 self._look(runner)
             except Exception as error:  # whatever it is, the other processes are waiting
-                message = [str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"]
+                message = [str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"]
         if get_world_size() > 1:  # a cold disk may take longer than NCCL waits
             dist.broadcast_object_list(message, group=dist.new_group(backend="gloo", timeout=timedelta(hours=12)))
         if message[0]:

@@ -1,6 +1,5 @@
 """`train` and `test`: from a config to a runner, in one process or one of several."""
 
-import copy
 import itertools
 import os
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from mmengine.dist import is_main_process
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from ..checkpoints import CheckpointError
+from ..errors import InputError
 from ..files import write_json
 from .config import ConfigError, load_config
 from .order import DataError
@@ -29,9 +28,7 @@ Launcher = Literal["none", "pytorch", "slurm"]
 
 
 def _prepare(config: str | Path | Config, work_dir: str | Path | None, options: dict | None, launcher: Launcher):
-    cfg = copy.deepcopy(config) if isinstance(config, Config) else load_config(config, options)
-    if isinstance(config, Config) and options:
-        cfg.merge_from_dict(options)
+    cfg = load_config(config, options)
     _check_launcher(launcher)
     if work_dir is not None:
         cfg.work_dir = str(work_dir)
@@ -120,7 +117,7 @@ def _runner(cfg: Config) -> Runner:
     try:
         with _writing(cfg):
             return Runner.from_cfg(cfg)
-    except (CheckpointError, ConfigError, DataError, UnicodeEncodeError):  # the last of a path
+    except (InputError, UnicodeEncodeError):  # the last of a path
         raise
     # MMEngine's registries and arguments: an unknown type, argument or value
     except (AssertionError, KeyError, TypeError, ValueError) as error:
@@ -234,9 +231,9 @@ def test(
     if out is not None:
         _write_predictions(cfg, Path(out))
     if show_dir is not None:
-        hook = cfg.get("default_hooks", {}).get("visualization")
-        if hook is None:
-            raise ConfigError(f"{_name(cfg)} has no `default_hooks.visualization`: it cannot draw")
+        hook = (cfg.get("default_hooks") or {}).get("visualization")
+        if hook is None or not cfg.get("visualizer"):
+            raise ConfigError(f"{_name(cfg)} has no `default_hooks.visualization`, or no `visualizer`: it cannot draw")
         hook.update(draw=True, interval=1)
         if hook.type == "DetVisualizationHook":
             hook.pop("interval")
@@ -267,7 +264,7 @@ def _run(runner: Runner, job: str, cfg: Config):
     except DataError as error:
         # The traceback keeps the loaders, whose processes would then take seconds to end.
         raise error.with_traceback(None) from error.__cause__
-    except (CheckpointError, ConfigError):
+    except InputError:
         raise
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         # Loops, optimisers and schedules are built when the job starts, loaders and hooks later still. MMEngine names

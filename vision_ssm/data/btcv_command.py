@@ -116,7 +116,9 @@ def _prepare(args: argparse.Namespace, labels: Sequence[str], ignored: int | Non
     name = args.root.resolve().name if own else "BTCV"
     first = next(iter(cases.labelled.values()))
     modality = _modality(args.root, sum(read_channels(cases.folder / name) for name in first.images))
-    content = data_list(labels, splits(cases, *chosen), name, folder=args.output.parent, root=args.root, modality=modality)
+    content = data_list(
+        labels, splits(cases, *chosen), name, folder=args.output.parent, root=args.root, modality=modality
+    )
     write_json(args.output, content)
     numbers = ", ".join(f"{len(content[split])} {split}" for split in ("training", "validation", "test"))
     print(f"wrote {printable(args.output)}: {numbers}")

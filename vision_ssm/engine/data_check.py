@@ -27,6 +27,7 @@ __all__ = [
     "dataset_faults",
     "file_stamp",
     "leaves",
+    "metric_configs",
     "naming_annotations",
 ]
 
@@ -212,10 +213,19 @@ def naming_annotations(evaluator) -> Iterator[None]:
         raise
 
 
+def metric_configs(evaluator) -> Iterator[Mapping]:
+    """The metrics of a config's evaluator, which is one, a list, or MMDetection's of several data sets."""
+    if isinstance(evaluator, Mapping):
+        evaluator = evaluator.get("metrics", [evaluator])
+    for one in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
+        if isinstance(one, Mapping) and "metrics" not in one:
+            yield one
+
+
 def _coco_metrics(evaluator) -> Iterator[Mapping]:
     """The metrics of a config that read a COCO file, which is there."""
-    for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
-        path = metric.get("ann_file") if isinstance(metric, Mapping) else None
+    for metric in metric_configs(evaluator):
+        path = metric.get("ann_file")
         if isinstance(path, str) and path.endswith(".json") and os.path.isfile(path):
             yield metric
 

@@ -11,6 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from .config import ConfigError
 from .data_check import dataset_faults
 from .order import DataError, Order, Seeded
+from .types import named_by
 
 __all__ = ["built", "ordered_loader"]
 
@@ -66,7 +67,7 @@ def ordered_loader(cfg: dict, dataset, seed: int, rank: int) -> DataLoader:
     collate = cfg.pop("collate_fn", dict(type="pseudo_collate"))
     if isinstance(collate, dict):
         kind = collate.pop("type", None)
-        function = FUNCTIONS.get(kind) if isinstance(kind, str) else kind
+        function = named_by(FUNCTIONS, kind)
         if function is None:
             raise ConfigError(f"`train_dataloader.collate_fn` has the `type` {kind!r}: expected a registered function")
         collate = partial(function, **collate)

@@ -17,7 +17,7 @@ from mmengine.hooks import CheckpointHook as StockCheckpointHook
 from mmengine.logging import MessageHub
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
-from mmengine.registry import HOOKS, LOOPS, OPTIMIZERS, RUNNERS, Registry
+from mmengine.registry import HOOKS, LOOPS, OPTIMIZERS, RUNNERS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.runner import Runner as _Runner
 from torch import nn
@@ -40,6 +40,7 @@ from .resume import Resumption, process_state
 from .saved import folders_held
 from .schedule import warn_of_schedules
 from .setting import setting
+from .types import named_by
 from .weights import check_fits, converted, keeping_heads
 
 __all__ = ["Runner"]
@@ -47,11 +48,6 @@ __all__ = ["Runner"]
 _LOOPS = {IterBasedTrainLoop: IterLoop, EpochBasedTrainLoop: EpochLoop}
 # MMEngine takes None for these alone.
 _STOCK_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
-
-
-def _named(registry: Registry, kind) -> type | None:
-    """The class that a `type` names: by itself, with a scope before it, or by its dotted path."""
-    return registry.get(kind) if isinstance(kind, str) else kind
 
 
 @RUNNERS.register_module(name="VisionSSMRunner")
@@ -151,7 +147,7 @@ class Runner(_Runner):
                 raise ConfigError("`train_cfg` has no `type`: expected IterBasedTrainLoop or EpochBasedTrainLoop")
             if kind is None:
                 kind = EpochBasedTrainLoop if loop.pop("by_epoch") else IterBasedTrainLoop
-            loop["type"] = _LOOPS.get(_named(LOOPS, kind), kind)
+            loop["type"] = _LOOPS.get(named_by(LOOPS, kind), kind)
         cfg = self._train_dataloader  # stays a config: the scaling of learning rates reads the batch size from it
         self._train_dataloader = self._train_loader()
         try:
@@ -195,7 +191,7 @@ class Runner(_Runner):
 
     def register_hook(self, hook, priority=None) -> None:
         """As MMEngine's, with the stock checkpoint hook replaced."""
-        if isinstance(hook, dict) and _named(HOOKS, hook.get("type")) is StockCheckpointHook:
+        if isinstance(hook, dict) and named_by(HOOKS, hook.get("type")) is StockCheckpointHook:
             hook = dict(hook, type=CheckpointHook)
         super().register_hook(hook, priority)
 
@@ -389,6 +385,8 @@ class Runner(_Runner):
         if self._resume_from is not None:
             self.resume(self._resume_from)
         elif self._load_from is not None:
+            if training and self.checkpoint_hook is not None:
+                self.checkpoint_hook.check_start(str(self._load_from), self.work_dir)
             self.load_checkpoint(self._load_from, keep_head=bool(self.cfg.get("keep_head", False)))
         elif self._resume:
             self.logger.info(f"no checkpoint in {self.work_dir} to resume from: starting anew")

@@ -269,6 +269,14 @@ def test_files_without_annotations_are_for_tests(root):
         check_dataset(dataset(root))
 
 
+@pytest.mark.parametrize("annotation", [dict(caption="a dog"), dict(segments_info=[], file_name="a.png")])
+def test_other_formats_are_for_others_to_judge(annotation, root):
+    """Files of captions have no categories."""
+    content = dict(images=[dict(id=1, file_name="a.jpg")], annotations=[dict(annotation, id=1, image_id=1)])
+    (root / "b.json").write_text(json.dumps(content))
+    assert list(annotation_findings(root / "b.json", measured=True)) == []
+
+
 def test_labels_follow_the_file(root):
     written(root / "a.json", lambda coco: coco["categories"].reverse())
     for wrapped in (dataset(root), ConcatDataset([dataset(root)])):

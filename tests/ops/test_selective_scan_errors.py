@@ -102,6 +102,8 @@ BAD_MAMBA = [
     (dict(C=_new(2, 5, 9)), ValueError, "`C` is "),
     (dict(D=_new(5)), ValueError, "`D` is "),
     (dict(z=_new(2, 6, 8)), ValueError, "`z` is "),
+    (dict(z=_new(9)), ValueError, "`z` is "),
+    (dict(B=_new(2, 0, 4, 9)), ValueError, "`B` has 0 groups"),
     (dict(delta=_new(2, 6, 9, dtype=torch.int32)), TypeError, "`delta` is torch.int32"),
     (dict(delta_bias=_new(5)), ValueError, "`delta_bias` is "),
 ]
@@ -128,6 +130,7 @@ BAD_GRID = [
     (dict(dt=_new(2, 4, 5, 3, 6)), "`dt` is "),
     (dict(C=_new(2, 4, 5, 3, 2)), "`C` is "),
     (dict(D=_new(6)), "`D` is "),
+    (dict(B=_new(2, 4)), r"`B` is \(2, 4\): expected \(batch, K, "),
 ]
 
 

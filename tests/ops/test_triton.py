@@ -620,7 +620,7 @@ def test_tokens_out_of_range(row, value, on_triton):
 
 def test_too_many_states_run_on_the_plain_backend(caplog, launched):
     """It says so once, and gives the same as that backend."""
-    module = importlib.import_module("vision_ssm.ops.selective_scan")
+    module = importlib.import_module("vision_ssm.ops.scan_operator")
     module._log_fallback.cache_clear()
     case = _one(d_state=gpu.MOST_STATES + 1, rank=1)
     with caplog.at_level(logging.INFO, "vision_ssm"):

@@ -9,14 +9,14 @@ import torch
 import torch.utils.checkpoint
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from ops import oracle
+from ops import conv_cases, oracle
 from ops.interpreter import interpreted
 from ops.scan_cases import FLOAT32, TABLE_KINDS, arguments, operator, random_tables, results
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vision_ssm  # noqa: F401 - registers the models
 from vision_ssm.layers.ssm import SelectiveSSM
-from vision_ssm.ops import available_backends, cpu, current_backend, gpu, scan_tokens, use_backend
+from vision_ssm.ops import available_backends, causal_conv1d, cpu, current_backend, gpu, scan_tokens, use_backend
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the kernels on this machine's GPU")
@@ -192,6 +192,48 @@ def test_arguments_are_left_as_they_are(on_triton):
     before = {name: x.clone() for name, x in tensors.items()}
     results(operator, tensors, options)
     assert all(torch.equal(tensors[name], before[name]) for name in before)
+
+
+def test_an_empty_batch(on_triton):
+    for full in (True, False):
+        tensors, options = _case(full, batch=0)
+        found = results(operator, tensors, options)
+        assert all(found[name].shape == x.shape and not found[name].any() for name, x in tensors.items())
+    tensors, options = conv_cases.arguments(batch=0)
+    found = conv_cases.results(causal_conv1d, tensors, options)
+    assert found["y"].shape == (0, 2, 17, 7) and not found["weight"].any()
+
+
+def test_defaults_change_nothing(on_triton):
+    tensors, options = _case(True)
+    expected = results(operator, tensors, options)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        y, last_state = operator(**tensors, **options)
+    finally:
+        torch.set_default_dtype(before)
+    with torch.device("meta"):
+        again, _ = operator(**tensors, **options)
+    assert torch.equal(y, expected["y"]) and torch.equal(again, y) and torch.equal(last_state, expected["last_state"])
+
+
+def test_states_of_another_shape(on_triton):
+    tensors, options = _case(True)
+    inputs = [tensors.get(name) for name in ORDER]
+    y, last_state, states, ungated = FORWARD(*inputs, *options.values(), True)
+    tables, _, softplus, merge = options.values()
+    with pytest.raises(ValueError, match="`states` is"):
+        BACKWARD(y, last_state, *inputs, tables, states[:1], ungated, softplus, merge)
+
+
+def test_tables_that_change_behind_autograd(on_triton):
+    tables, _ = random_tables("permuted", 2, 7)
+    tensors, options = arguments(batch=1, tokens=7, channels=3, tables=tables)
+    scan_tokens(**tensors, **options)
+    tables.numpy()[1, :, 3:6] = -1
+    y = scan_tokens(**tensors, **options)
+    assert oracle.error(y, oracle.scan(**tensors, **options)[0]) <= FLOAT32["y"]
 
 
 # Layers and models

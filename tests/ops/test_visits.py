@@ -121,6 +121,18 @@ def test_changes_behind_the_version_counter(memory):
     assert visits(tables, 1, 3) == (False, False, 1, 0)
 
 
+def test_while_a_graph_is_recorded_what_was_seen_last_holds(looked_up, monkeypatch):
+    tables = _tables([[0, 1, 2]], [[2, 1, 0]])
+    seen = visits(tables, 0, 3)
+    looked_up.clear()
+    monkeypatch.setattr(module, "_capturing", lambda tables: True)
+    assert visits(tables, 0, 3) == seen
+    assert visits(tables, 1, 3) == (True, False, -1, -1)  # never seen: nothing is left out
+    tables[0, 0, 2] = -1
+    assert visits(tables, 0, 3) == (True, False, -1, -1)
+    assert not looked_up
+
+
 def test_our_own_with_other_data():
     tables = _tables([[0, 1, 2]], [[2, 1, 0]])
     remember(tables, tables.clone())

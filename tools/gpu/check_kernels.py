@@ -104,9 +104,8 @@ def launches(case: Case) -> list[tuple]:
     else:
         dt, b, c = new(B, K, L, D, dtype=dtype), new(B, K, L, N), new(B, K, L, N)
     z = new(B, 1, L, 2 * D, dtype=dtype)[..., D:] if case.gate else None
-    order = torch.arange(64, dtype=torch.int32).expand(2, K, 64).contiguous()  # stands for any table without pads
     args = u, dt, new(K, D, N), b.unsqueeze(3), c.unsqueeze(3), new(K, D)
-    rest = new(K, D), new(K, D, R) if R else None, _table(order, L) if case.tables else None
+    rest = new(K, D), new(K, D, R) if R else None, _table(K, L) if case.tables else None
     found = {}
 
     def collect(kernel, arguments, options):
@@ -119,18 +118,14 @@ def launches(case: Case) -> list[tuple]:
     return list(found.values())
 
 
-def _table(order, tokens: int):
-    """A table of `tokens` steps on no device, of which the same is known as of a permutation."""
+def _table(paths: int, tokens: int):
+    """A table on no device, known to be a permutation of the tokens for each path."""
     import torch
 
-    from vision_ssm.ops import visits
+    from vision_ssm.ops.visits import Visits, know
 
-    table = torch.empty(2, order.shape[1], tokens, dtype=torch.int32, device="meta")
-    visits.remember(table, order)
-    known = visits._known[table]
-    for row, (version, found) in known.items():
-        known[row] = version, found._replace(distinct=tokens, highest=tokens - 1)
-    return table
+    table = torch.empty(2, paths, tokens, dtype=torch.int32, device="meta")
+    return know(table, [Visits(pads=False, once=True, distinct=tokens, highest=tokens - 1)] * 2)
 
 
 def _tool(name: str) -> str:

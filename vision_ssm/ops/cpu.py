@@ -138,7 +138,8 @@ def storable(x: Tensor | None) -> Tensor | None:
 def each_once(tables: Tensor | None, row: int, tokens: int) -> bool:
     """Whether each path of `tables[row]` visits each token exactly once.
 
-    It is looked up at every call, which takes about a hundredth of the scan's time: a table may lie in memory that others change.
+    It is looked up at every call, for about a hundredth of the scan's time: a table may lie in memory that others
+    change.
     """
     if tables is None:
         return True

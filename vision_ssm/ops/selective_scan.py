@@ -136,6 +136,8 @@ def selective_scan_nd(
     Raises:
         ValueError, TypeError: naming the argument, what it is and what it must be.
     """
+    if B.dim() < 4:
+        raise ValueError(f"`B` is {tuple(B.shape)}: expected (batch, K, *grid, d_state)")
     grid = B.shape[2:-1]
     if x.dim() not in (len(grid) + 2, len(grid) + 3) or x.shape[-len(grid) - 1 : -1] != grid:
         raise ValueError(
@@ -195,6 +197,8 @@ def selective_scan(
         raise ValueError(f"`u` is {tuple(u.shape)}: expected (batch, channels, length)")
     if delta.shape != u.shape:
         raise ValueError(f"`delta` is {tuple(delta.shape)}: expected the shape of `u`, {tuple(u.shape)}")
+    if z is not None and z.shape != u.shape:
+        raise ValueError(f"`z` is {tuple(z.shape)}: expected the shape of `u`, {tuple(u.shape)}")
     if A.dim() != 2:
         raise ValueError(f"`A` is {tuple(A.shape)}: expected (channels, d_state)")
     batch, channels, length = u.shape
@@ -219,7 +223,7 @@ def selective_scan(
 
     B, C = grouped(B, "B"), grouped(C, "C")
     if B.shape[3] != C.shape[3]:  # one of them by group, the other by channel
-        B, C = (x.repeat_interleave(channels // x.shape[3], 3) if x.shape[3] < channels else x for x in (B, C))
+        B, C = (x.repeat_interleave(channels // x.shape[3], 3) if 0 < x.shape[3] < channels else x for x in (B, C))
     args = (
         u.transpose(1, 2).unsqueeze(1), delta.transpose(1, 2).unsqueeze(1), one_path(A), B, C, one_path(D),
         None if z is None else z.transpose(1, 2).unsqueeze(1), one_path(delta_bias), None, None, length,

@@ -25,8 +25,8 @@ def under_transforms(operator: str, decomposed: Callable) -> None:
 def _refuse_old_batches(*_):
     """PyTorch's first vmap, which `torch.autograd.grad(is_grads_batched=True)` still uses, knows too few operations."""
     raise RuntimeError(
-        "the kernels take no batches of gradients: use `torch.func.vmap` or `torch.func.jacrev`, or run the forward pass "
-        "in `vision_ssm.use_backend('chunked', decompose=True)`"
+        "the kernels take no batches of gradients: use `torch.func.vmap` or `torch.func.jacrev`, or run the forward "
+        "pass in `vision_ssm.use_backend('chunked', decompose=True)`"
     )
 
 

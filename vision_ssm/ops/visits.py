@@ -5,7 +5,7 @@ kept for the tables that this package made. Others are looked at in every call: 
 autograd's version counter (NumPy's arrays, DLPack, `.data`, inference tensors).
 """
 
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .checks import OUT_OF_RANGE
 
-__all__ = ["Visits", "remember", "visits"]
+__all__ = ["Visits", "know", "remember", "visits"]
 
 
 class Visits(NamedTuple):
@@ -53,8 +53,15 @@ def _look_up(order: Tensor) -> Visits:
     return Visits(pads=fewest < order.shape[1], once=repeated == 0, distinct=least, highest=highest)
 
 
+class _Known(NamedTuple):
+    state: tuple[int, int] | None
+    own: bool  # made by this package: none other changes its memory
+    rows: dict[int, Visits]
+
+
 # Beside the tensors, not on them: what is known must not travel with copies and pickles.
-_known: MutableMapping[Tensor, tuple[tuple[int, int], list[Visits]]] = WeakTensorKeyDictionary()
+_known: MutableMapping[Tensor, _Known] = WeakTensorKeyDictionary()
+_NOTHING = _Known(None, False, {})
 _UNKNOWN = Visits(pads=True, once=False, distinct=-1, highest=-1)
 
 
@@ -63,14 +70,23 @@ def _state(tables: Tensor) -> tuple[int, int]:
     return tables._version, tables.data_ptr()
 
 
+def _capturing(tables: Tensor) -> bool:
+    """Whether a CUDA graph is recorded, which cannot wait for an answer: what was seen last holds."""
+    return tables.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def _row(tables: Tensor, row: int) -> Visits:
-    if not tables.is_inference():  # changes of an inference tensor leave no trace
-        state, found = _known.get(tables, (None, []))
-        if state == _state(tables):
-            return found[row]
-    if tables.is_cuda and torch.cuda.is_current_stream_capturing():
-        return _UNKNOWN  # a graph cannot wait for the answer, and the kernels can do without
-    return _look_up(tables[row])
+    if tables.is_inference():  # changes of an inference tensor leave no trace
+        return _UNKNOWN if _capturing(tables) else _look_up(tables[row])
+    known, state, capturing = _known.get(tables, _NOTHING), _state(tables), _capturing(tables)
+    current = known.state == state
+    if current and row in known.rows and (known.own or capturing):
+        return known.rows[row]
+    if capturing:
+        return _UNKNOWN  # the kernels can do without
+    found = _look_up(tables[row])
+    _known[tables] = _Known(state, current and known.own, (known.rows if current else {}) | {row: found})
+    return found
 
 
 def visits(tables: Tensor | None, row: int, tokens: int) -> Visits:
@@ -89,6 +105,10 @@ def visits(tables: Tensor | None, row: int, tokens: int) -> Visits:
 
 def remember(tables: Tensor, like: Tensor) -> Tensor:
     """`tables`, made by this package, of which the same is known as of `like`, an equal tensor."""
-    if not tables.is_inference():
-        _known[tables] = _state(tables), [_row(like, row) for row in range(len(like))]
+    return tables if tables.is_inference() else know(tables, [_row(like, row) for row in range(len(like))])
+
+
+def know(tables: Tensor, rows: Sequence[Visits]) -> Tensor:
+    """`tables`, made by this package, of whose rows so much is known."""
+    _known[tables] = _Known(_state(tables), True, dict(enumerate(rows)))
     return tables

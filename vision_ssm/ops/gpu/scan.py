@@ -207,7 +207,7 @@ def _backward(dy, d_last_state, u, dt, A, B, C, D, dt_bias, dt_weight, tables, c
 def _low_rank(d_delta: Tensor, dt: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of dt [b, k, t, r] and of its weight [k, d, r] from that of their product [b, k, t, d]."""
     batch, paths, tokens, rank = dt.shape
-    flat = d_delta.transpose(0, 1).reshape(paths, batch * tokens, -1)
+    flat = d_delta.transpose(0, 1).reshape(paths, batch * tokens, weight.shape[1])
     d_dt = torch.bmm(flat, weight.to(flat.dtype))
     d_weight = torch.bmm(flat.transpose(1, 2), dt.transpose(0, 1).reshape(paths, batch * tokens, rank).to(flat.dtype))
     return d_dt.view(paths, batch, tokens, rank).transpose(0, 1), d_weight

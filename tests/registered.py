@@ -26,8 +26,7 @@ def inputs(model: nn.Module, batch: int = 2) -> torch.Tensor:
     name = model.pretrained_cfg["architecture"]
     sides = (64, 64)
     if isinstance(model, DenseNetwork):
-        sides = small_networks.SIDES_OF.get(name, (64, 96) if model.dims == 2 else (16, 32, 16))
-        sides = (16, 16, 32) if sides == (48, 48, 48) else sides
+        sides = small_networks.smallest_sides(name)
     frames = (small_networks.FRAMES[name],) if name in small_networks.FRAMES else ()
     return torch.randn(batch, *frames, model.in_chans, *sides, generator=torch.Generator().manual_seed(1))
 

@@ -49,6 +49,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         data = self.files.get(self.path, self.files.get(path, b""))
         if path.startswith("/cut"):
             self.answer(data, length=len(data) + 100)
+        elif path.startswith("/any"):
+            self.answer(data, length=-1, Content_Length="unknown")
         elif path.startswith("/open"):
             self.answer(data[: 99 if "short" in path else None], length=-1)
         elif path.startswith("/chunks"):
@@ -133,7 +135,9 @@ def test_other_good_answers(server):
     _Handler.files |= {"/open/model.pth": _file(2), "/good/model.pth": _file(3)}
     digest = hashlib.sha256(_file(4)).hexdigest()[:8]
     _Handler.files |= {f"/model-{digest}.pth": _file(4)}
-    for path, value in (("/open/model.pth", 2), ("/to/good", 3), (f"/model-{digest}.pth", 4)):
+    _Handler.files |= {"/mod%C3%A8le%20a.pth?x=%20": _file(5), "/any/length.pth": _file(6)}
+    good = {"/open/model.pth": 2, "/to/good": 3, f"/model-{digest}.pth": 4, "/modèle a.pth?x=%20#y": 5}
+    for path, value in (good | {"/any/length.pth": 6}).items():
         assert read(server + path)["w"].tolist() == [value, value]
 
 

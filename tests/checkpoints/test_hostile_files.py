@@ -118,6 +118,12 @@ GREEDY = {
     "a dict in itself": b"}q\x00" + text("model") + b"h\x00s",
     "a list in itself": b"]q\x00h\x00a",
     "colliding keys": EMPTY + b"".join(whole(i * (2**61 - 1)) + NONE + b"s" for i in range(1, 9)),
+    "colliding tuples": EMPTY + group(whole(2), whole(5 * 2**57)) + NONE + b"s",
+    "a long tuple as a key": EMPTY + group(*map(whole, range(5))) + NONE + b"s",
+    "colliding complex numbers": EMPTY + b"".join(
+        call("builtins", "complex", whole(-1_000_003 * i), whole(i)) + NONE + b"s" for i in range(1, 9)
+    ),
+    "colliding places in the memo": EMPTY + b"".join(b"p%d\n" % (i * (2**61 - 1)) for i in range(1, 9)),
     "a set of copies": text("x" * 100_000) + b"q\x00" + b"".join(
         b"0" + call("_codecs", "encode", b"h\x00", text("latin1")) for _ in range(100)
     ),

@@ -240,6 +240,8 @@ def test_other_models_take_names_as_they_are(few_models):
     assert torch.equal(model.weight, state_dict["weight"])
     with pytest.raises(CheckpointError, match="does not fit Linear: unexpected: bias"):
         load_checkpoint(model, state_dict | {"bias": torch.ones(2)})
+    made = type("Made", (torch.nn.Linear,), {"__module__": "of_no_file"})(2, 2, bias=False)  # as `exec` makes classes
+    assert torch.equal(load_checkpoint(made, state_dict).weight, state_dict["weight"])
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -77,7 +77,7 @@ def test_one_split_is_enough_for_an_evaluation(root):
         _check(root, splits=["val", "test"])
 
 
-@pytest.mark.parametrize("text", ["", '{"images": [', "\xff"])
+@pytest.mark.parametrize("text", ["", '{"images": [', "\xff", "[" * 100_000], ids=range(4))
 def test_a_file_that_is_no_json(root, text):
     (root / VAL).write_text(text, encoding="latin-1")
     wrong = _wrong(_check(root))

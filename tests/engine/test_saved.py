@@ -84,10 +84,12 @@ def test_odd_notes_and_stray_names(note, run):
     assert [path.name for path in saved_checkpoints(run)] == ["iter_18.pth", "iter_12.pth", "iter_6.pth"]
 
 
-@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.symlink_to("nowhere")])
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.symlink_to("nowhere"), os.mkfifo])
 def test_a_note_that_is_no_file(make, run):
     make(run / "last_checkpoint")
     assert [path.name for path in saved_checkpoints(run)] == ["iter_18.pth", "iter_12.pth", "iter_6.pth"]
+    with pytest.raises(ConfigError, match=r"last_checkpoint is no regular file"):
+        train(config(steps=20), run, resume=True)
 
 
 def test_a_folder_of_another_name_and_a_link_to_it(run, tmp_path):

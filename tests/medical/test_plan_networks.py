@@ -150,7 +150,7 @@ def test_a_mixer_replaces_its_input():
 def test_token_mixer(sequence):
     torch.manual_seed(0)
     x = torch.randn(2, 6, 2, 3, 4)
-    mixer = TokenMixer(6 if sequence == "positions" else 24, nn.Identity(), sequence=sequence)
+    mixer = TokenMixer(6 if sequence == "positions" else 24, nn.Identity(), sequence=sequence, sides=(2, 3, 4))
     tokens = x.flatten(2).transpose(1, 2) if sequence == "positions" else x.flatten(2)
     normed = (tokens - tokens.mean(-1, keepdim=True)) / (tokens.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
     expected = (normed.transpose(1, 2) if sequence == "positions" else normed).reshape(x.shape)

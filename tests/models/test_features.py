@@ -19,6 +19,8 @@ from small_models import (
 )
 from timm.models._features import FeatureGetterNet
 
+from vision_ssm import use_backend
+
 WRAPPERS = [(name, cls) for name in STAGED for cls in (None, "dict", "getter", "hook", "fx")]
 
 
@@ -87,6 +89,20 @@ def test_gradient_checkpointing_changes_nothing(name: str, features_only: bool) 
         results.append((out, found))
     torch.testing.assert_close(results[1][0], results[0][0])
     assert_same_gradients(results[1][1], results[0][1])
+
+
+@each_model
+def test_gradient_checkpointing_repeats_the_forward_pass(name: str) -> None:
+    """Also where the backend is another one by then, and for each backward pass through the same graph."""
+    model, x = create(name).train(), images()
+    model.set_grad_checkpointing(True)
+    with use_backend("chunked"):
+        expected = [p.clone() for p in gradients(model, random_sum(model(x))).values()]
+        loss = random_sum(model(x))
+    for _ in range(2):
+        model.zero_grad()
+        loss.backward(retain_graph=True)
+        assert all(torch.equal(p.grad, like) for p, like in zip(model.parameters(), expected, strict=True))
 
 
 @each_model

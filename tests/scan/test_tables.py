@@ -18,6 +18,7 @@ from vision_ssm.scan import (
     row,
     scan_tables,
 )
+from vision_ssm.scan.tables import _cached
 
 LIKE = torch.zeros(1)
 PATHS = path_text([row(), Window(2).reversed(), Restored(column())])
@@ -69,6 +70,24 @@ def test_a_new_grid_in_fake_mode_does_not_enter_the_cache():
     with FakeTensorMode() as mode:
         scan_tables(PATHS, [9, 2], mode.from_tensor(LIKE))
     assert scan_tables(PATHS, [9, 2], LIKE)[0, 0].tolist()[:18] == list(range(18))
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap])
+def test_a_new_grid_under_a_transform(transform):
+    """The first pass that needs a table may be one of `torch.func`; what it leaves in the cache serves all others."""
+    _cached.cache_clear()
+    one, paths = torch.ones(1, 1, 12, 2), path_text([column()])
+
+    def scan(u):
+        tables = scan_tables(paths, [3, 4], u)
+        y = scan_tokens(u * one, one, -torch.ones(1, 2, 1), one[..., None, :1], one[..., None, :1], tables=tables)
+        return y.square().sum()
+
+    u = torch.tensor(0.5) if transform is torch.func.grad else torch.rand(3)
+    found = transform(scan)(u)
+    tables = scan_tables(paths, [3, 4], u)
+    assert type(tables) is torch.Tensor and tables[0, 0, :4].tolist() == [0, 4, 8, 1]
+    torch.testing.assert_close(transform(scan)(u), found)
 
 
 def _read(x: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -239,11 +240,16 @@ def test_bad_lists(change, message, root):
 
 
 def test_unreadable_lists(root):
-    (root / "dataset_0.json").write_text("{")
-    with pytest.raises(DataError, match="is no JSON file"):
+    path = root / "dataset_0.json"
+    for text in ("{", "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(DataError, match="is no JSON file"):
+            _dataset(root)
+    path.unlink()
+    with pytest.raises(DataError, match=r"^no list of volumes"):
         _dataset(root)
-    (root / "dataset_0.json").unlink()
-    with pytest.raises(DataError, match="no list of volumes"):
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"^no list of volumes .*: it is no regular file"):
         _dataset(root)
 
 

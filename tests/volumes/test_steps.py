@@ -50,6 +50,11 @@ def test_label_maps_are_not_interpolated(step):
         build_transforms([*LOAD, dict(step, keys=BOTH, mode=["bilinear", "nearest"])])
 
 
+def test_a_transform_of_another_package_is_told():
+    with pytest.raises(ConfigError, match=r"transform TorchIOd: .*torchio"):
+        build_transforms([*LOAD, dict(type="TorchIOd", keys=["image"], name="NoSuchTransform")])
+
+
 def test_pads_and_exact_modes_of_label_maps_are_allowed():
     pads = [dict(type="SpatialPadd", keys=BOTH, spatial_size=(8, 8, 8), mode=mode) for mode in ("constant", "reflect")]
     build_transforms([*LOAD, *pads, dict(type="Resized", keys=BOTH, spatial_size=(8, 8, 8), mode="nearest-exact")])
@@ -61,6 +66,8 @@ def test_pads_and_exact_modes_of_label_maps_are_allowed():
         (dict(type="RandGaussianNoised", prob=1.0), "values that are no whole numbers"),
         (dict(type="ScaleIntensityd", minv=0, maxv=6), "ids from 0 to 6, for 3 classes"),
         (dict(type="ShiftIntensityd", offset=-1), "ids from -1 to 1, for 3 classes"),
+        (dict(type="AsDiscreted", to_onehot=3), r"the shape \(3, 12, 12, 12\), its image \(3, 12, 12, 12\)"),
+        (dict(type="SqueezeDimd"), r"the shape \(12, 12, 12\), its image \(12, 12, 12\)"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import torch
 
@@ -21,6 +21,7 @@ __all__ = ["download"]
 _TIMEOUT = 30.0  # seconds without an answer, or without a byte
 _SLOW_SECONDS, _SLOW_BYTES = 60.0, 2**16  # fewer bytes in this time is a stall
 _CHUNK = 2**18
+_AS_IT_IS = "%/:?#[]@!$&'()*+,;=~"
 
 
 def download(url: str) -> Path:
@@ -66,7 +67,8 @@ def _cached(url: str) -> Path:
 
 def _fetch(url: str, path: Path) -> None:
     digits = re.search(r"-([0-9a-f]{8,64})\.\w+$", urlsplit(url).path)
-    request = urllib.request.Request(url, headers={"User-Agent": "vision-ssm", "Accept-Encoding": "identity"})
+    address = quote(url, safe=_AS_IT_IS)  # a letter like é is sent in the form that browsers send it in
+    request = urllib.request.Request(address, headers={"User-Agent": "vision-ssm", "Accept-Encoding": "identity"})
     with _opener().open(request, timeout=_TIMEOUT) as response:
         if response.headers.get_content_type() == "text/html":
             raise CheckpointError("the server sends a web page and no file")
@@ -103,7 +105,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 def _copy(response: http.client.HTTPResponse, file: BinaryIO) -> str:
     """The body to a file, if it is as long as it should be; its SHA-256."""
-    length, digest, size = response.headers.get("Content-Length"), hashlib.sha256(), 0
+    length, digest, size = response.length, hashlib.sha256(), 0  # None where the server does not say it, or nonsense
     since, then = time.monotonic(), 0
     while part := response.read1(_CHUNK):
         file.write(part)
@@ -113,7 +115,7 @@ def _copy(response: http.client.HTTPResponse, file: BinaryIO) -> str:
             if size - then < _SLOW_BYTES:
                 raise CheckpointError(f"{size} bytes came, and hardly any in the last {_SLOW_SECONDS:.0f} seconds")
             since, then = time.monotonic(), size
-    if length is not None and size != int(length):
+    if length is not None and size != length:
         raise CheckpointError(f"the connection was cut after {size} of {length} bytes")
     if not size:
         raise CheckpointError("the file is empty")

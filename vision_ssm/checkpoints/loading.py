@@ -44,7 +44,7 @@ def convert_state_dict(state_dict: Mapping, model: nn.Module) -> dict[str, Tenso
 
 def _family_conversion(model: nn.Module) -> _Conversion:
     for cls in type(model).__mro__:
-        if convert := getattr(sys.modules[cls.__module__], "checkpoint_filter_fn", None):
+        if convert := getattr(sys.modules.get(cls.__module__), "checkpoint_filter_fn", None):
             return convert
     return lambda state_dict, _: state_dict
 

@@ -19,8 +19,10 @@ __all__ = ["Inert", "Meaning", "NumberKind", "as_dict", "as_set", "check_nesting
 _MOST = 3_000_000
 _CONTAINER = 4
 _DEEPEST = 100
-# Whole numbers far from zero as keys can be chosen to collide, which makes a dict quadratic.
+# Numbers as keys can be chosen to collide, which makes a dict quadratic: whole ones that are far from zero, complex
+# ones, and the parts of tuples unless they are few and small.
 _LARGEST_KEY = 2**60
+_MOST_PARTS, _LARGEST_PART = 4, 2**16
 
 
 class Inert:
@@ -112,7 +114,7 @@ class _Machine:
             elif name in _GETS:
                 stack.append(memo[argument])
             elif name in _PUTS:
-                memo[argument] = stack[-1]
+                memo[_key(argument)] = stack[-1]
             elif name == "MEMOIZE":
                 memo[len(memo)] = stack[-1]
             elif name == "STOP":
@@ -269,16 +271,21 @@ def as_set(items: Iterable) -> set:
 
 
 def _key(value: Any) -> Any:
-    """`value`, if it can be a key at no more than its own cost: of nested tuples a hash takes any time."""
-    parts = list(value) if type(value) is tuple else [value]
-    for part in parts:
-        if type(part) is tuple and len(parts) < 1000:
-            parts += part
-        elif type(part) is int and abs(part) >= _LARGEST_KEY:
-            raise CheckpointError("it has a whole number as a key that is larger than any honest one")
-        elif not (part is None or isinstance(part, (bool, int, float, complex, str, bytes, Inert))):
-            raise CheckpointError(f"it has a {type(part).__name__} as a key")
+    """`value`, if it can be a key at no more than its own cost."""
+    if type(value) is tuple:
+        if len(value) > _MOST_PARTS or not all(_is_small(part) for part in value):
+            raise CheckpointError("it has a tuple as a key that is longer, or of larger numbers, than any honest one")
+    elif type(value) is int and abs(value) >= _LARGEST_KEY:
+        raise CheckpointError("it has a whole number as a key that is larger than any honest one")
+    elif not (value is None or isinstance(value, (bool, int, float, str, bytes, Inert))):
+        raise CheckpointError(f"it has a {type(value).__name__} as a key")
     return value
+
+
+def _is_small(part: Any) -> bool:
+    if isinstance(part, int):
+        return abs(part) < _LARGEST_PART
+    return part is None or isinstance(part, (str, bytes, Inert))
 
 
 def check_nesting(content: Any) -> None:

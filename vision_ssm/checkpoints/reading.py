@@ -85,7 +85,7 @@ def _read_file(path: Path, name: str) -> Mapping:
         raise CheckpointError(f"{where(name)} cannot be read as a checkpoint: {error.strerror or error}") from error
     except Exception as error:
         raise CheckpointError(
-            f"{where(name)} cannot be read as a checkpoint: it is damaged or no checkpoint ({type(error).__name__})"
+            f"{where(name)} cannot be read as a checkpoint: it is damaged or no checkpoint"
         ) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{where(name)} holds a {_kind(content)}: expected a checkpoint with a state dict")

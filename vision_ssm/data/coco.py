@@ -45,7 +45,7 @@ def _read(path: Path, name: str) -> tuple[dict[str, list[dict[str, Any]]] | None
     """The lists of an annotation file, or what is wrong with it."""
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return None, Wrong(name, f"is no JSON: {error}", "COCO's instances")
     for key in ("images", "annotations", "categories"):
         records = content.get(key) if isinstance(content, dict) else None

@@ -75,7 +75,7 @@ def _opened(path: Path) -> SpatialImage:
     except Exception as error:  # of decoders that the suffix chose
         empty = path.stat().st_size == 0
         raise ValueError("it is empty" if empty else "it is damaged, or of no format that nibabel reads") from error
-    if not isinstance(image, SpatialImage) or len(image.shape) < 2 or 0 in image.shape:
+    if not isinstance(image, SpatialImage) or len(image.shape) < 2 or min(image.shape) < 1:
         raise ValueError(f"it is no volume: its shape is {getattr(image, 'shape', None)}")
     dtype = image.get_data_dtype()
     if dtype.kind not in "biuf":

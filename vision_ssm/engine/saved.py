@@ -1,5 +1,6 @@
 """Names of checkpoints, and which ones a run has saved."""
 
+import os
 import re
 import stat
 from collections.abc import Iterator
@@ -67,6 +68,9 @@ def folders_held(work_dir: str | Path, out_dir: str | Path | None) -> Iterator[N
         try:
             for folder in folders if is_main_process() else ():
                 stack.enter_context(held(folder))
+            note = Path(work_dir) / "last_checkpoint"
+            if os.path.lexists(note) and not note.is_file():  # a pipe would be waited for
+                problem = [f"{note} is no regular file, and the run writes one there: remove it"]
         except BlockingIOError as error:
             problem = [str(error)]
         except OSError as error:
@@ -106,6 +110,8 @@ def saved_checkpoints(folder: str | Path, template: str = _TEMPLATES[0], note: s
 
 def _noted(note: Path) -> str:
     """The name in a note, which may hold anything."""
+    if not note.is_file():
+        return ""
     try:
         with open(note, "rb") as file:
             text = file.read(1 << 16).decode(errors="replace")

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-__all__ = ["mapping", "numbers", "per_axis", "whole"]
+from ..errors import printable
+
+__all__ = ["entries", "mapping", "numbers", "per_axis", "whole"]
 
 _LARGEST = 65536  # channels, voxels a side: anything above is a slip
 
@@ -12,8 +14,7 @@ def _is_list(value: object) -> bool:
 
 
 def _refuse(name: str, value: object, expected: str) -> None:
-    shown = repr(value)
-    raise ValueError(f"{name} is {shown if len(shown) <= 60 else shown[:57] + '...'}: expected {expected}")
+    raise ValueError(f"{name} is {printable(repr(value), 60)}: expected {expected}")
 
 
 def mapping(value: object, name: str) -> Mapping:
@@ -31,6 +32,14 @@ def whole(value: object, name: str, least: int = 1) -> int:
     """`value`, if it is a whole number of a sensible size."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST:
         _refuse(name, value, f"a whole number from {least} to {_LARGEST}")
+    return value
+
+
+def entries(value: object, name: str, count: int | None = None) -> Sequence:
+    """`value`, if it is a list with an entry for each stage: `count`, or 1 to 64."""
+    if not _is_list(value) or not (0 < len(value) <= 64 if count is None else len(value) == count):
+        stages = "stage" if count is None else f"of {count} stages"
+        _refuse(name, value, f"a list, an entry for each {stages}")
     return value
 
 

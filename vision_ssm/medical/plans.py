@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch.nn as nn
 
-from ._fields import mapping, numbers, per_axis, whole
+from ..errors import printable
+from ._fields import entries, mapping, numbers, per_axis, whole
 
 __all__ = [
     "ABDOMEN_2D",
@@ -159,7 +160,7 @@ def _check_layers(name: str, dims: int, given: Mapping) -> None:
             value = _layer(value)
         if value not in supported:
             expected = " or ".join(dict.fromkeys(getattr(one, "__name__", str(one)) for one in supported))
-            raise ValueError(f"{name}: `{key}` of the plan is {value}: expected {expected}")
+            raise ValueError(f"{name}: `{key}` of the plan is {printable(value, 60)}: expected {expected}")
         if key in ("conv_op", "norm_op") and key in given and not value.__name__.endswith(f"{dims}d"):
             raise ValueError(f"{name}: `{key}` of the plan is {value.__name__}, its strides have {dims} axes")
 
@@ -195,9 +196,7 @@ def planned_sizes(name: str, given: Mapping) -> dict:
             return (whole(given[key], f"{name}: `{key}`", least),) * count
         return numbers(given[key], f"{name}: `{key}`", least)
 
-    kernels = given["kernel_sizes"]
-    if not isinstance(kernels, Sequence) or isinstance(kernels, str) or len(kernels) != stages:
-        raise ValueError(f"{name}: `kernel_sizes` is {str(kernels)[:60]}: expected a list, an entry for each stage")
+    kernels = entries(given["kernel_sizes"], f"{name}: `kernel_sizes`", stages)
     sizes = dict(
         features=each("features_per_stage", stages),
         kernels=axes([per_axis(size, f"{name}: `kernel_sizes[{i}]`", dims) for i, size in enumerate(kernels)], dims),
@@ -218,9 +217,7 @@ def stage_strides(given: Mapping, name: str) -> tuple[tuple[int, ...], ...]:
     Raises:
         ValueError: they are of another kind.
     """
-    strides = given.get("strides")
-    if not isinstance(strides, Sequence) or isinstance(strides, str) or not 0 < len(strides) <= 64:
-        raise ValueError(f"{name}: `strides` is {str(strides)[:60]}: expected a list, an entry for each stage")
+    strides = entries(given.get("strides"), f"{name}: `strides`")
     dims = len(numbers(strides[0], f"{name}: `strides[0]`", most=3))
     return axes([per_axis(stride, f"{name}: `strides[{i}]`", dims) for i, stride in enumerate(strides)], dims)
 
@@ -241,11 +238,8 @@ def patch_of(configuration: Mapping, name: str) -> tuple[int, ...]:
 
 def _present(flat: Mapping) -> dict:
     """The sizes of a configuration of nnU-Net up to 2.2 as `arch_kwargs`."""
-    kernels, strides = flat["conv_kernel_sizes"], flat["pool_op_kernel_sizes"]
+    kernels, strides = (entries(flat[key], f"`{key}`") for key in ("conv_kernel_sizes", "pool_op_kernel_sizes"))
     width, most = (whole(flat[key], f"`{key}`") for key in ("UNet_base_num_features", "unet_max_num_features"))
-    for key in ("conv_kernel_sizes", "pool_op_kernel_sizes"):
-        if not isinstance(flat[key], Sequence) or not 0 < len(flat[key]) <= 64:
-            raise ValueError(f"`{key}` is {str(flat[key])[:60]}: expected a list, an entry for each stage")
     return dict(
         n_stages=len(kernels),
         features_per_stage=[min(width * 2**i, most) for i in range(len(kernels))],

@@ -1,9 +1,10 @@
 """What every network of the package does alike for timm: initialisation, weight decay, building, loading."""
 
 import inspect
-from collections.abc import Iterator, MutableMapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn as nn
@@ -11,6 +12,7 @@ from timm.models import build_model_with_cfg, checkpoint, resolve_pretrained_cfg
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoints import load_into
+from ..ops.backends import same_backend
 from ._positions import note_grid, refit
 
 __all__ = ["Backbone", "Network", "build", "check_smallest", "pretrained_cfg", "recomputed"]
@@ -91,22 +93,41 @@ def check_smallest(x: torch.Tensor, smallest: int) -> None:
         raise ValueError(f"the image is {x.shape[2]}x{x.shape[3]} pixels: expected at least {smallest} a side")
 
 
-def recomputed(module: nn.Module, *inputs: torch.Tensor | nn.Module | None) -> torch.Tensor:
-    """`module(*inputs)`, computed again in the backward pass, where batch norms do not count the batch twice."""
+def recomputed(module: nn.Module, *inputs: torch.Tensor | nn.Module | int | None) -> torch.Tensor:
+    """`module(*inputs)`, computed again in the backward pass: batch norms do not count the batch twice there, and the
+    operators run on the backend of the forward pass."""
     parts = [m for part in (module, *inputs) if isinstance(part, nn.Module) for m in part.modules()]
     norms = [m for m in parts if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-    if not norms or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return checkpoint(module, *inputs)
-    return checkpoint(module, *inputs, context_fn=lambda: (nullcontext(), _uncounted(norms)))
+    backend = same_backend()
+    if not (norms or backend):
+        return checkpoint(module, *inputs)
+    return checkpoint(module, *inputs, context_fn=lambda: (nullcontext(), _Again(partial(_again, norms, backend))))
+
+
+class _Again(AbstractContextManager):
+    """A context that is made anew each time that it is entered: a graph may be run backward more than once."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager]):
+        self.make = make
+
+    def __enter__(self) -> None:
+        self.inside = self.make()
+        self.inside.__enter__()
+
+    def __exit__(self, *error) -> bool | None:
+        return self.inside.__exit__(*error)
 
 
 @contextmanager
-def _uncounted(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+def _again(norms: Sequence[_BatchNorm], backend: Callable[[], AbstractContextManager] | None) -> Iterator[None]:
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
     try:
-        yield
+        with backend() if backend else nullcontext():
+            yield
     finally:
         for norm, (momentum, counted) in zip(norms, before, strict=True):
             norm.momentum = momentum

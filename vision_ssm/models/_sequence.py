@@ -6,13 +6,12 @@ from typing import List, Literal, Optional, Tuple, Union  # noqa: UP035 - TorchS
 import torch
 import torch.nn as nn
 from timm.layers import DropPath, RmsNorm, get_device_dtype, to_2tuple
-from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 
 from ..layers import rotary_tables, rotate
 from ..scan import fix_in_trace
-from ._base import Backbone, check_smallest
+from ._base import Backbone, check_smallest, recomputed
 from ._initialisation import init_truncated
 from ._patches import PatchEmbed
 from ._positions import resized_grid
@@ -302,7 +301,7 @@ class SequenceBackbone(Backbone):
         for i, block in enumerate(blocks):
             hidden, residual = self._turn(hidden, residual, rotary)
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                hidden, residual = checkpoint(block, hidden, residual, height, width)
+                hidden, residual = recomputed(block, hidden, residual, height, width)
             else:
                 hidden, residual = block(hidden, residual, height, width)
             if i in take:
@@ -343,7 +342,7 @@ class SequenceBackbone(Backbone):
         for block in self.blocks:
             hidden, residual = self._turn(hidden, residual, rotary)
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                hidden, residual = checkpoint(block, hidden, residual, height, width)
+                hidden, residual = recomputed(block, hidden, residual, height, width)
             else:
                 hidden, residual = block(hidden, residual, height, width)
         final = self.drop_path(hidden) if residual is None else residual + self.drop_path(hidden)

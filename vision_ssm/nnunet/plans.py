@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ..errors import printable
 from ..medical.plans import PLAN_KEYS, arch_kwargs, configuration_of, patch_of, stage_strides, strides_product
 from .factory import NETWORKS, Network, NetworkTraits, network_traits
 
@@ -96,7 +97,7 @@ def architecture(network: str, configuration: Mapping) -> dict:
         kwargs["window"] = [side // total for side, total in zip(patch, strides_product(strides))]
     imported = (given or {}).get("_kw_requires_import", ())
     if not isinstance(imported, Sequence) or not all(isinstance(key, str) for key in imported):
-        raise ValueError(f"the plan's '_kw_requires_import' is {str(imported)[:60]}: expected a list of names")
+        raise ValueError(f"the plan's '_kw_requires_import' is {printable(imported, 60)}: expected a list of names")
     imported = [key for key in imported if key in kwargs]
     found |= {"arch_kwargs": kwargs, "_kw_requires_import": imported}
     outputs = _forward(found, traits, patch)
@@ -113,16 +114,15 @@ def _needed(configurations: Mapping, chosen: Sequence[str]) -> list[str]:
         if name not in configurations:
             raise ValueError(f"the plan has no configuration {name!r}: expected one of {', '.join(configurations)}")
         if not isinstance(configurations[name], Mapping):
-            raise ValueError(
-                f"configuration {name} is {str(configurations[name])[:60]}: expected keys with their values"
-            )
+            shown = printable(configurations[name], 60)
+            raise ValueError(f"configuration {name} is {shown}: expected keys with their values")
         if name not in found:
             found.add(name)
             for key in ("inherits_from", "previous_stage", "next_stage"):
                 value = configurations[name].get(key) or ()
                 names = [value] if isinstance(value, str) else value
                 if not isinstance(names, Sequence) or not all(isinstance(other, str) for other in names):
-                    raise ValueError(f"configuration {name}: '{key}' is {str(value)[:60]}: expected names")
+                    raise ValueError(f"configuration {name}: '{key}' is {printable(value, 60)}: expected names")
                 open_names += names
     return [name for name in configurations if name in found]
 

@@ -15,7 +15,7 @@ import contextlib
 import functools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ import torch
 from . import cpu, gpu
 from .transforms import forward_mode
 
-__all__ = ["BACKENDS", "available_backends", "current_backend", "use_backend"]
+__all__ = ["BACKENDS", "available_backends", "current_backend", "same_backend", "use_backend"]
 
 BACKENDS = ("reference", "chunked", "cpu", "triton")
 
@@ -67,8 +67,9 @@ def _check(name: str) -> str:
 def use_backend(name: str, decompose: bool = False) -> Iterator[None]:
     """Run the operators on `name` inside this context.
 
-    It holds for this thread or asyncio task, and for the backward pass of what runs inside, wherever that runs. Threads
-    that are started inside choose for themselves; `VISION_SSM_BACKEND` is for the whole process.
+    It holds for this thread or asyncio task, and for the backward pass of what runs inside, wherever that runs, with
+    what the models' gradient checkpointing computes again. Threads that are started inside choose for themselves, and
+    so does what `torch.utils.checkpoint` of one's own computes again; `VISION_SSM_BACKEND` is for the whole process.
 
     Args:
         name: one of `BACKENDS`.
@@ -87,6 +88,22 @@ def use_backend(name: str, decompose: bool = False) -> Iterator[None]:
         yield
     finally:
         _choices.set(tuple(other for other in _choices.get() if other is not choice))
+
+
+def same_backend() -> Callable[[], contextlib.AbstractContextManager[None]] | None:
+    """Makes contexts in which the operators run on what `use_backend` has chosen here and now, wherever and whenever
+    they are entered; None if it has chosen nothing."""
+    choices = _choices.get()
+    return functools.partial(_reopened, choices) if choices else None
+
+
+@contextlib.contextmanager
+def _reopened(choices: tuple[_Choice, ...]) -> Iterator[None]:
+    token = _choices.set(choices)
+    try:
+        yield
+    finally:
+        _choices.reset(token)
 
 
 @torch.compiler.assume_constant_result

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..ops.visits import remember
 from .path import ScanPath, parse
@@ -42,7 +43,8 @@ def _cached(paths: str, grid: tuple[int, ...], in_order: bool, device: torch.dev
             tables[row, k, : len(order)] = order
     if in_order:
         tables[0] = np.arange(tables.shape[2])
-    with torch.inference_mode(False):  # the cache outlives a surrounding inference mode
+    # The cache outlives a surrounding inference mode, transform of `torch.func` or dispatch mode.
+    with torch.inference_mode(False), torch._C._DisableFuncTorch(), _disable_current_modes():
         tables = torch.from_numpy(tables)
         return remember(tables.to(device, copy=True), tables)
 

@@ -32,11 +32,13 @@ _VERSION = 2  # of what files are read as: to be raised when that changes
 
 
 def _content(path: Path) -> object:
+    if not path.is_file():  # a pipe would be waited for
+        raise DataError(f"no list of volumes {path}" + (": it is no regular file" if path.exists() else ""))
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"no list of volumes {path}") from None
-    except ValueError as error:
+    except OSError as error:
+        raise DataError(f"the list of volumes {path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is no JSON file: {error}") from error
 
 
@@ -195,15 +197,16 @@ class VolumeDataset(torch.utils.data.Dataset):
             return self._whole(index)
         data = self._transformed(index)
         crops = data if isinstance(data, list) else [data]
-        return dict(
-            image=torch.stack([_plain(crop["image"]).float() for crop in crops]),
-            label=torch.stack([self._ids(_plain(crop["label"]), index) for crop in crops]),
-        )
+        images = [_plain(crop["image"]).float() for crop in crops]
+        labels = [self._ids(_plain(crop["label"]), image, index) for crop, image in zip(crops, images, strict=True)]
+        return dict(image=torch.stack(images), label=torch.stack(labels))
 
-    def _ids(self, label: Tensor, index: int) -> Tensor:
+    def _ids(self, label: Tensor, image: Tensor, index: int) -> Tensor:
         """A label map after the transforms, int64, which any of them may have spoilt."""
         ids, classes = label.long(), len(self.metainfo["classes"])
-        if not torch.equal(ids.to(label.dtype), label):
+        if label.shape != (1, *image.shape[1:]):
+            what = f"the shape {tuple(label.shape)}, its image {tuple(image.shape)}"
+        elif not torch.equal(ids.to(label.dtype), label):
             what = "values that are no whole numbers"
         elif ids.numel() and not min([0, *self.label_map.values()]) <= ids.min() <= ids.max() < classes:
             what = f"ids from {ids.min()} to {ids.max()}, for {classes} classes"

@@ -102,8 +102,11 @@ def _build(config: Mapping) -> list[Transform]:
         arguments["transforms"] = [step for one in arguments["transforms"] for step in _build(one)]
     try:
         return _loaders(**arguments) if issubclass(kind, LoadImaged) else [kind(**arguments)]
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"transform {name}: {error}") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # a transform checks its arguments in its own way, and may need another package
+        reason = str(error).splitlines() or [type(error).__name__]
+        raise ConfigError(f"transform {name}: {reason[0]}") from error
 
 
 def _loaded(steps: Sequence[Transform], key: str) -> int:

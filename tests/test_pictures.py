@@ -30,6 +30,7 @@ TURNED = {
     6: lambda a: np.rot90(a, -1),
     7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
     8: lambda a: np.rot90(a),
+    9: lambda a: a,  # no value of the tag
 }
 
 
@@ -120,7 +121,7 @@ def test_what_is_no_whole_picture_is_named(tmp_path):
                 read(tmp_path / f"{name}.png")
     with pytest.raises(PictureError, match="is missing"):
         read_size(tmp_path / "none.png")
-    assert is_picture("a/b.TIF") and not is_picture("b.nii.gz")
+    assert is_picture("a/b.TIF") and not is_picture("b.nii.gz") and not is_picture("b.h5")
 
 
 def test_pictures_of_absurd_size(tmp_path, monkeypatch):

@@ -32,6 +32,7 @@ Source = str | os.PathLike[str] | IO[bytes]
 _T = TypeVar("_T")
 _ORIENTATION = 0x0112  # EXIF; from 5 on width and height change places
 _WIDTH, _HEIGHT = 0x0100, 0x0101  # TIFF
+_STUBS = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")  # formats that Pillow knows and does not decode
 _GREY = ("1", "L", "LA", "La")
 _BITS_16 = ("PNG", "PPM")  # formats whose pictures of mode "I" have 16 bits
 
@@ -44,7 +45,8 @@ def is_picture(path: str | os.PathLike[str]) -> bool:
     """Whether a file is a picture that can be read, by its suffix."""
     from PIL import Image
 
-    return Image.registered_extensions().get(Path(path).suffix.lower()) in Image.OPEN
+    kind = Image.registered_extensions().get(Path(path).suffix.lower())
+    return kind in Image.OPEN and kind not in _STUBS
 
 
 def read_image(source: Source) -> Image.Image:
@@ -167,7 +169,7 @@ def _shown_size(picture: Image.Image) -> tuple[int, int]:
     width, height = picture.size
     if picture.format == "TIFF":  # some versions of Pillow have turned it already
         width, height = picture.tag_v2[_WIDTH], picture.tag_v2[_HEIGHT]
-    return (height, width) if picture.getexif().get(_ORIENTATION, 1) >= 5 else (width, height)
+    return (height, width) if picture.getexif().get(_ORIENTATION, 1) in range(5, 9) else (width, height)
 
 
 def _sixteen_bits(picture: Image.Image) -> np.ndarray | None:

@@ -146,6 +146,8 @@ def test_inputs_are_never_written_over(capsys):
     assert "written over" in _check(capsys, *PLANS, "-o", "plans.json", "--force")
     assert "written over" in _check(capsys, *DATA, "-o", "set/val/a/0.png")
     assert "written over" in _check(capsys, *DATA, "--checkpoint", "w.pth", "-o", "w.pth")
+    Path("set/map.json").write_text('{"a": 0, "b": 1}')
+    assert "written over" in _check(capsys, *DATA, "--class-map", "set/map.json", "-o", "set/map.json")
     assert before == (Path("w.pth").read_bytes(), Path("plans.json").read_bytes())
 
 

@@ -121,6 +121,21 @@ def test_nothing_that_is_read_is_written_over(where, option, four, capsys):
     assert {path: path.read_bytes() for path in four.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    "options", [("--labels", "dataset_0.json"), ("--output", "dataset.json"), ("--json", "dataset_0.json")]
+)
+def test_neither_are_files_that_no_option_names(options, four, capsys):
+    """nnU-Net's own file is read, and the data list has a name by default."""
+    (four / "dataset_0.json").write_text('["background", "tumour"]')
+    (four / "dataset.json").write_text('{"labels": {"background": 0, "tumour": 1}}')
+    before = {path: path.read_bytes() for path in four.rglob("*.json")}
+    with pytest.raises(SystemExit):
+        _main(four, "--validation", 1, options[0], four / options[1])
+    message = capsys.readouterr().err
+    assert "would be written over" in message or "expected two files" in message
+    assert {path: path.read_bytes() for path in four.rglob("*.json")} == before
+
+
 def test_reports_and_lists_are_two_files(four, capsys):
     for main in (_main, lambda root, *options: medical_command.main("title", ["acdc", str(root), *map(str, options)])):
         with pytest.raises(SystemExit):

@@ -108,6 +108,7 @@ WRONG = {
         "cannot be read",
     ),
     "garbage": (first(segmentation=dict(size=[HEIGHT, WIDTH], counts="\x00~~")), "cannot be read"),
+    "endless": (first(segmentation=dict(size=[HEIGHT, WIDTH], counts="o" * 10**6 + "0")), "cannot be read"),
     "unended": (first(segmentation=dict(size=[HEIGHT, WIDTH], counts="oo")), "cannot be read"),
     "class in capitals": (first("categories", name="Cat"), r"no category 'cat' \(the file has 'Cat'\)"),
     "class with a space": (first("categories", name="cat "), r"no category 'cat' \(the file has 'cat '\)"),
@@ -266,6 +267,14 @@ def test_files_without_annotations_are_for_tests(root):
     check_dataset(dataset(root, test_mode=True))
     with pytest.raises(DataError, match="no box is left to learn from"):
         check_dataset(dataset(root))
+
+
+@pytest.mark.parametrize("annotation", [dict(caption="a dog"), dict(segments_info=[], file_name="a.png")])
+def test_other_formats_are_for_others_to_judge(annotation, root):
+    """Files of captions have no categories."""
+    content = dict(images=[dict(id=1, file_name="a.jpg")], annotations=[dict(annotation, id=1, image_id=1)])
+    (root / "b.json").write_text(json.dumps(content))
+    assert list(annotation_findings(root / "b.json", measured=True)) == []
 
 
 def test_labels_follow_the_file(root):

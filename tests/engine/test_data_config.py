@@ -45,6 +45,9 @@ def test_data_may_build_on_packaged_configs(tmp_path):
         ("a.py", "_base_ = 'tagged.yaml'\n", "python/object/apply:os.mkdir"),
         ("a.yaml", "_base_: code.py\n", "names code.py, which is code"),
         ("a.yaml", "_base_: mmseg::../../code.py\n", "which is code"),
+        ("a.yaml", "_base_: mmseg::{here}/code.py\n", "which is code"),
+        ("a.yaml", "_base_: [{configs}/_base_/segmentation_runtime.py, code.py]\n", "names code.py, which is code"),
+        ("a.yaml", "_base_: [{configs}/_base_/segmentation_runtime.py, ~/code.py]\n", "which is code"),
         ("a.yaml", "{{ $UNSET_NAME:_base_ }}: code.py\n", "which is code"),
         ("a.json", '{"_base_": ["code.py"]}', "which is code"),
         ("a.yaml", "_base_: folder/deeper.yaml\n", "which is code"),
@@ -66,9 +69,13 @@ def test_code_and_nonsense_are_refused(name, text, why, tmp_path, monkeypatch):
     Path("code.py").write_text("import os\nos.mkdir('made')\nmodel = {}\n")
     Path("tagged.yaml").write_text("model: !!python/object/apply:os.mkdir ['made']\n")
     Path("folder").mkdir()
+    Path("~").mkdir()
+    Path("~/code.py").write_text(Path("code.py").read_text())
     Path("folder/deeper.yaml").write_text("_base_: evil.py\n")
     Path("folder/evil.py").write_text("import os\nos.mkdir('made')\nmodel = {}\n")
-    Path(name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    if isinstance(text, str):
+        text = text.replace("{here}", str(tmp_path)).replace("{configs}", str(config_folder())).encode()
+    Path(name).write_bytes(text)
     before = dict(file_handlers)
     with pytest.raises(ConfigError, match=rf"{name} cannot be read: .*{why}"):
         load_config(name)

@@ -2,13 +2,19 @@
 
 import logging
 import os
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("mmengine")
 from engine.tiny import config, last
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import METRICS
 
 from vision_ssm.engine import ConfigError, Runner, train
+from vision_ssm.engine import test as run_test
+from vision_ssm.engine.checkpoint_hook import CheckpointHook
+from vision_ssm.engine.loops import IterLoop
 from vision_ssm.engine.saved import saved_checkpoints
 
 
@@ -99,3 +105,84 @@ def test_wrong_value_of_a_component_is_named(tmp_path):
     cfg.model.width = -1
     with pytest.raises((ConfigError, RuntimeError), match=r"TinyModel|negative"):
         train(cfg, tmp_path)
+
+
+@pytest.mark.parametrize("form", ["{}", "mmengine.{}", "mmengine.{module}.{}"])
+def test_stock_parts_are_replaced_however_they_are_named(form, tmp_path):
+    hook, loop = form.format("CheckpointHook", module="hooks"), form.format("IterBasedTrainLoop", module="runner")
+    cfg = config(steps=12, **{"default_hooks.checkpoint.type": hook, "train_cfg.type": loop})
+    cfg.work_dir = str(tmp_path)
+    run = Runner.from_cfg(cfg)
+    assert isinstance(run.checkpoint_hook, CheckpointHook)
+    assert isinstance(run.build_train_loop(run._train_loop), IterLoop)
+
+
+def test_hooks_that_are_none_are_off(tmp_path):
+    names = ("visualization", "finite", "classes", "timer", "logger", "checkpoint")
+    train(config(steps=12, **{f"default_hooks.{name}": None for name in names}), tmp_path)
+    assert not list(tmp_path.glob("*.pth"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_cfg": dict(_delete_=True, max_iters=12)}, "`train_cfg` has no `type`"),
+        ({"train_dataloader.collate_fn": "nope"}, "`train_dataloader.collate_fn` is 'nope'"),
+        ({"train_dataloader.collate_fn": dict(type="nope")}, "has the `type` 'nope'"),
+        ({"optim_wrapper.optimizer": "SGD"}, "`optim_wrapper.optimizer` is 'SGD'"),  # as in a file
+        ({"default_hooks.checkpoint.interval": "x"}, "expected a whole number from -1"),
+        ({"custom_hooks": "EMAHook"}, "expected a list"),
+        ({"model": None}, "has no `model`"),
+    ],
+)
+def test_parts_that_are_missing_or_of_another_kind(changes, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        train(config(steps=12, **changes), tmp_path)
+
+
+def test_weights_to_start_from_are_not_written_over(tmp_path):
+    train(config(steps=12), tmp_path)
+    path = tmp_path / "iter_12.pth"
+    before = path.read_bytes()
+    (tmp_path / "link.pth").symlink_to(path)
+    for name in ("iter_12.pth", "link.pth"):
+        with pytest.raises(ConfigError, match=r"`load_from` is .* may write over"):
+            train(config(steps=12, load_from=str(tmp_path / name)), tmp_path)
+    assert path.read_bytes() == before
+    path.rename(tmp_path / "start.pth")
+    train(config(steps=12, load_from=str(tmp_path / "start.pth")), tmp_path)
+
+
+@METRICS.register_module(force=True)
+class ResultFiles(BaseMetric):
+    """Takes what MMDetection's metrics write to, through the arguments of its subclass."""
+
+    def __init__(self, outfile_prefix=None, **kwargs):
+        super().__init__(**kwargs)
+        self.outfile_prefix = outfile_prefix
+
+    def process(self, data_batch, data_samples):
+        self.results.append(self.outfile_prefix)
+
+    def compute_metrics(self, results):
+        return dict(files=float(Path(results[0]).name == "coco"))
+
+
+@METRICS.register_module(force=True)
+class MoreResultFiles(ResultFiles):
+    """As MMDetection's for LVIS or panoptic maps."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [MoreResultFiles, "MoreResultFiles", "mmengine.MoreResultFiles"])
+def test_predictions_go_where_each_metric_takes_them(kind, tmp_path):
+    train(config(steps=12), tmp_path / "run")
+    cfg = config()
+    cfg.test_dataloader, cfg.test_cfg = cfg.val_dataloader, dict(type="TestLoop")
+    with pytest.raises(ConfigError, match="has no `test_evaluator`"):
+        run_test(cfg, tmp_path / "run/iter_12.pth", tmp_path)
+    cfg.test_evaluator = [dict(type=kind), dict(type="TinyMetric")]  # the second one writes nothing
+    metrics = run_test(cfg, tmp_path / "run/iter_12.pth", tmp_path, tmp_path / "out")
+    assert metrics["files"] == 1 and "val/loss" in metrics and (tmp_path / "out/metrics.json").is_file()

@@ -87,6 +87,16 @@ def test_packaged_configs_of_pictures(name):
     assert _flipped(cfg.test_dataloader.dataset.pipeline) == asked and "horizontal" in asked  # all of them are trained
 
 
+@pytest.mark.parametrize("name", ["mmseg.RandomFlip", "mmcv.transforms.RandomFlip"])
+def test_flips_are_known_by_any_name(name):
+    cfg = Config.fromfile(config_folder() / PICTURES[0], import_custom_modules=False)
+    asked = _flipped(cfg.tta_pipeline)
+    for step in cfg.train_dataloader.dataset.pipeline:
+        step.type = name if step.type == "RandomFlip" else step.type
+    average_views(cfg)
+    assert _flipped(cfg.test_dataloader.dataset.pipeline) == asked
+
+
 def test_pictures_whose_training_does_not_flip():
     cfg = Config.fromfile(config_folder() / PICTURES[0], import_custom_modules=False)
     cfg.train_dataloader.dataset.pipeline = [

@@ -60,6 +60,15 @@ def test_loss_of_nothing_is_0_and_that_of_all_as_before():
     assert loss(logits, label).item() == pytest.approx(_reference(logits, label, True, None).item(), rel=1e-5)
 
 
+def test_a_sum_over_what_counts():
+    """Without the slices that are ignored the loss is the same."""
+    torch.manual_seed(0)
+    logits, label = torch.randn(2, 3, 4, 5, 6), torch.randint(0, 3, (2, 1, 4, 5, 6))
+    label[:, :, :2] = -1
+    loss = DeepSupervision(reduction="sum")
+    assert loss(logits, label).item() == pytest.approx(loss(logits[:, :, 2:], label[:, :, 2:]).item(), rel=1e-5)
+
+
 def test_metrics_of_what_counts():
     truth, found = torch.zeros(9, 9, 1, dtype=torch.uint8), torch.zeros(9, 9, 1, dtype=torch.uint8)
     ignored = torch.zeros(9, 9, 1, dtype=torch.bool)

@@ -173,7 +173,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise CommandError("no CUDA device is available")
     if args.output:
-        check_output(args.output, [args.data, args.checkpoint])
+        check_output(args.output, [args.data, args.checkpoint, args.class_map])
 
 
 def run(args: argparse.Namespace) -> int:

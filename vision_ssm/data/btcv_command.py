@@ -15,6 +15,7 @@ from .volume_sets import data_list, split_cases
 
 __all__ = ["class_names", "main"]
 
+_OWN = "dataset.json"  # nnU-Net's
 _HOME = "https://www.synapse.org/Synapse:syn3193805"
 
 
@@ -61,14 +62,14 @@ def _content(file: Path) -> object:
 
 def _own_names(root: Path) -> list[str] | None:
     """nnU-Net's file in a set's folder, if it says what the classes are."""
-    file = root / "dataset.json"
+    file = root / _OWN
     content = _content(file) if file.is_file() else None
     return [str(file)] if isinstance(content, dict) and isinstance(content.get("labels"), dict) else None
 
 
 def _modality(root: Path, channels: int) -> str | list[str]:
     """What the channels are: nnU-Net's `channel_names`, or their numbers."""
-    file = root / "dataset.json"
+    file = root / _OWN
     content = _content(file) if file.is_file() else None
     stated = content.get("channel_names") if isinstance(content, dict) else None
     if isinstance(stated, dict) and all(str(i) in stated for i in range(channels)):
@@ -112,14 +113,15 @@ def _prepare(args: argparse.Namespace, labels: Sequence[str], ignored: int | Non
         chosen = split_cases(list(cases.labelled), args.validation, args.seed)
     else:
         chosen = tuple([f"{n:04d}" for n in numbers] for numbers in (TRAINING, VALIDATION))
-    output = args.output or args.root / "dataset_0.json"
     name = args.root.resolve().name if own else "BTCV"
     first = next(iter(cases.labelled.values()))
     modality = _modality(args.root, sum(read_channels(cases.folder / name) for name in first.images))
-    content = data_list(labels, splits(cases, *chosen), name, folder=output.parent, root=args.root, modality=modality)
-    write_json(output, content)
+    content = data_list(
+        labels, splits(cases, *chosen), name, folder=args.output.parent, root=args.root, modality=modality
+    )
+    write_json(args.output, content)
     numbers = ", ".join(f"{len(content[split])} {split}" for split in ("training", "validation", "test"))
-    print(f"wrote {printable(output)}: {numbers}")
+    print(f"wrote {printable(args.output)}: {numbers}")
     if ignored is not None:
         print(f"  the config's data sets need ignore_label={ignored}")
     return 0
@@ -138,7 +140,9 @@ def main(title: str, default: str, argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser(title, default)
     args = parser.parse_args(argv)
-    check_arguments(parser, args, args.root, *(args.labels or ()))
+    if args.root.is_dir():
+        args.output = args.output or args.root / "dataset_0.json"
+    check_arguments(parser, args, args.root, args.root / _OWN, *(args.labels or ()))
     if args.labels and args.validation is None:
         parser.error("--labels is for a set of one's own: give --validation, too")
     status = run_command("", lambda: _run(args))

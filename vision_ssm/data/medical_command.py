@@ -82,12 +82,11 @@ def _prepare(name: str, root: Path, args: argparse.Namespace) -> int:
     if not report.ok:
         print(f"  no data list is written; the set is at {known.home}")
         return 1
-    output = args.output or root / known.file
     content = data_list(
-        known.labels, splits, name, folder=output.parent, root=root, modality=known.modality, size=known.size
+        known.labels, splits, name, folder=args.output.parent, root=root, modality=known.modality, size=known.size
     )
-    write_json(output, content)
-    print(f"wrote {printable(output)}: " + ", ".join(f"{len(content[split])} {split}" for split in splits))
+    write_json(args.output, content)
+    print(f"wrote {printable(args.output)}: " + ", ".join(f"{len(content[split])} {split}" for split in splits))
     return 0
 
 
@@ -104,6 +103,8 @@ def main(title: str, argv: Sequence[str] | None = None) -> int:
     parser = _parser(title)
     args = parser.parse_args(argv)
     root = args.root or Path(SETS[args.set].root)
+    if root.is_dir():
+        args.output = args.output or root / SETS[args.set].file
     check_arguments(parser, args, root)
 
     def command() -> int:

@@ -54,6 +54,19 @@ class CheckpointHook(_CheckpointHook):
         """Where a run in a folder has its checkpoints, before it is trained."""
         return checkpoint_folder(work_dir, self.out_dir)
 
+    def check_start(self, load_from: str, work_dir: str) -> None:
+        """Look at the weights that a new run in a folder starts from.
+
+        Raises:
+            ConfigError: they lie where the run's checkpoints go, and have the name of one.
+        """
+        file = Path(load_from).resolve()
+        if "://" not in load_from and self._is_own(file.name) and file.parent == self.folder(work_dir).resolve():
+            raise ConfigError(
+                f"`load_from` is {load_from}, which a new run in {work_dir} may write over: "
+                "go on with --resume, or start in another folder"
+            )
+
     # Resuming
 
     def before_train(self, runner) -> None:

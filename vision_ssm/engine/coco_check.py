@@ -11,6 +11,8 @@ from .checked import Notice
 __all__ = ["annotation_findings", "image_ids"]
 
 _SHOWN = 5
+_OTHERS = {"segments_info", "caption"}  # of annotations in other formats: panoptic maps and captions have no boxes
+_RUN_BITS = 35  # of a run's length below 2^32, five bits at a time
 _SECTIONS = {"images": "image", "annotations": "annotation", "categories": "category"}
 
 
@@ -57,9 +59,9 @@ def annotation_findings(
         yield f"{path} is no JSON: {'it is nested too deeply' if isinstance(error, RecursionError) else error}"
         return
     if isinstance(content, Mapping) and any(
-        isinstance(one, Mapping) and "segments_info" in one for one in _listed(content.get("annotations"))[:1]
+        isinstance(one, Mapping) and _OTHERS & one.keys() for one in _listed(content.get("annotations"))[:1]
     ):
-        return  # panoptic, another format
+        return
     if faults := list(_layout_faults(path, content)) or list(_entry_faults(path, content)):
         yield from faults
         return
@@ -355,7 +357,7 @@ def _decompressed(text: str) -> list[int] | None:
     value = shift = 0
     for character in text:
         bits = ord(character) - 48
-        if not 0 <= bits < 64:
+        if not 0 <= bits < 64 or shift >= _RUN_BITS:
             return None
         value |= (bits & 31) << shift
         shift += 5

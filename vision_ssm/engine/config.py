@@ -1,5 +1,6 @@
 """Configs by path or by packaged name, checked before anything is built."""
 
+import copy
 import difflib
 import re
 from collections.abc import Mapping, Sequence
@@ -88,6 +89,7 @@ _NUMBERS = {
     **{f"train_cfg.{key}": 1 for key in ("max_iters", "max_epochs", "val_interval")},
     **{f"{part}_dataloader.batch_size": 1 for part in ("train", "val", "test")},
     **{f"{part}_dataloader.num_workers": 0 for part in ("train", "val", "test")},
+    **{f"default_hooks.checkpoint.{key}": -1 for key in ("interval", "max_keep_ckpts")},
 }
 _DEEPEST = 50
 _TEXTS = ("work_dir", "default_scope", "load_from", "experiment_name")
@@ -127,29 +129,25 @@ def _found(config: str | Path) -> Path:
     raise FileNotFoundError(f"no config {config}{hint}")
 
 
-def load_config(config: str | Path, options: dict | None = None) -> Config:
-    """Read a config and check its keys.
+def load_config(config: str | Path | Config, options: dict | None = None) -> Config:
+    """Read a config, or copy one that was read, and check its keys.
 
     A config in Python is code and runs; one in YAML or JSON is data (`data_config.py`).
 
     Args:
-        config: a file, or the name of one of the package's (`packaged_configs`).
+        config: a file, the name of one of the package's (`packaged_configs`), or MMEngine's object.
         options: changes by dotted key, as of `--cfg-options`.
 
     Raises:
         FileNotFoundError: no such config; close names are given.
         ConfigError: the config cannot be read, or has a misspelt key or a value of another kind.
     """
-    path = _found(config)
-    try:
-        with reading_data(path, config_folder()):
-            cfg = Config.fromfile(path)
-    except (Exception, SystemExit) as error:
-        raise ConfigError(f"{path} cannot be read: {_told(error, path)}") from error
-    if "model" not in cfg:
-        raise ConfigError(f"{path} has no `model`: it is no config to train or test")
+    cfg = copy.deepcopy(config) if isinstance(config, Config) else _read(_found(config))
+    where = str(cfg.filename or "the config")
+    if cfg.get("model") is None:
+        raise ConfigError(f"{where} has no `model`: it is no config to train or test")
     for key in cfg:
-        _check_key(key, str(path))
+        _check_key(key, where)
     for key in options or {}:
         _check_option(key, cfg)
     if options:
@@ -159,8 +157,16 @@ def load_config(config: str | Path, options: dict | None = None) -> Config:
             raise ConfigError(f"--cfg-options {options}: {error}") from error
         except (AttributeError, RecursionError) as error:
             raise ConfigError(f"--cfg-options {', '.join(options)}: a key leads into a value without keys") from error
-    _check_kinds(cfg, str(path))
+    _check_kinds(cfg, where)
     return cfg
+
+
+def _read(path: Path) -> Config:
+    try:
+        with reading_data(path, config_folder()):
+            return Config.fromfile(path)
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{path} cannot be read: {_told(error, path)}") from error
 
 
 def _told(error: BaseException, path: Path) -> str:
@@ -178,6 +184,7 @@ def _check_kinds(cfg: Config, where: str) -> None:
         (_MAPPINGS, Mapping, "keys with their values"),
         (_LISTS_OR_MAPPINGS, (Mapping, list, tuple), "keys with their values, or a list of such"),
         (_TEXTS, (str, Path), "text"),
+        (("custom_hooks",), (list, tuple), "a list"),
         (("compile",), (Mapping, bool), "True, False or keys with their values"),
     ):
         for key in keys:

@@ -12,6 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS
 from mmengine.runner import BaseLoop
 
+from ..errors import InputError
 from .checked import Notice, checked_once, file_stamp
 from .coco_check import annotation_findings, image_ids
 from .order import DataError, Seeded
@@ -26,6 +27,7 @@ __all__ = [
     "dataset_faults",
     "file_stamp",
     "leaves",
+    "metric_configs",
     "naming_annotations",
 ]
 
@@ -211,10 +213,19 @@ def naming_annotations(evaluator) -> Iterator[None]:
         raise
 
 
+def metric_configs(evaluator) -> Iterator[Mapping]:
+    """The metrics of a config's evaluator, which is one, a list, or MMDetection's of several data sets."""
+    if isinstance(evaluator, Mapping):
+        evaluator = evaluator.get("metrics", [evaluator])
+    for one in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
+        if isinstance(one, Mapping) and "metrics" not in one:
+            yield one
+
+
 def _coco_metrics(evaluator) -> Iterator[Mapping]:
     """The metrics of a config that read a COCO file, which is there."""
-    for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
-        path = metric.get("ann_file") if isinstance(metric, Mapping) else None
+    for metric in metric_configs(evaluator):
+        path = metric.get("ann_file")
         if isinstance(path, str) and path.endswith(".json") and os.path.isfile(path):
             yield metric
 
@@ -299,7 +310,7 @@ class DataCheckHook(Hook):
             try:
                 self._look(runner)
             except Exception as error:  # whatever it is, the other processes are waiting
-                message = [str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"]
+                message = [str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"]
         if get_world_size() > 1:  # a cold disk may take longer than NCCL waits
             dist.broadcast_object_list(message, group=dist.new_group(backend="gloo", timeout=timedelta(hours=12)))
         if message[0]:

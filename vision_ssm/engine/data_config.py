@@ -65,10 +65,12 @@ class _Data:
     def _check_base(self, base) -> None:
         if not isinstance(base, str):
             raise ValueError(f"`_base_` is {base!r}: expected names of files")
-        if "::" in base and ".." not in base:  # of an installed package
+        _, mark, name = base.rpartition("::")
+        if mark and not Path(name).is_absolute() and ".." not in Path(name).parts:  # of an installed package
             return
-        found = [folder / Path(base).expanduser() for folder in self._folders]
-        if base.endswith(".py") and not any(self._trusted in path.resolve().parents for path in found):
+        found = [folder / base for folder in self._folders]  # MMEngine takes the one beside the file, whichever that is
+        places = [path for path in found if path.exists()] or found
+        if base.endswith(".py") and any(self._trusted not in path.resolve().parents for path in places):
             raise ValueError(f"`_base_` names {base}, which is code, and this config is data: write it as a .py config")
         self._folders += [path.parent for path in found if path.parent not in self._folders]
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
+from numbers import Real
 
 import torch
 from mmengine.dist import all_reduce, get_world_size
@@ -109,7 +110,8 @@ class FiniteHook(Hook):
         """Look at the loss of a step."""
         loss = (outputs or {}).get("loss", 0.0)
         step = runner.iter + 1
-        if not isinstance(loss, (int, float)) and getattr(loss, "size", None) is None:
+        loss = loss.item() if isinstance(loss, Tensor) and loss.numel() == 1 else loss
+        if not isinstance(loss, Real):
             return
         if math.isfinite(loss):
             self.count = 0

@@ -1,7 +1,8 @@
 """`train` and `test`: from a config to a runner, in one process or one of several."""
 
-import copy
+import inspect
 import itertools
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,16 +12,18 @@ from typing import Literal
 import torch
 from mmengine import Config, ConfigDict
 from mmengine.dist import is_main_process
-from mmengine.registry import init_default_scope
+from mmengine.logging import print_log
+from mmengine.registry import METRICS, init_default_scope
 from torch import nn
 
-from ..checkpoints import CheckpointError
+from ..errors import InputError
 from ..files import write_json
 from .config import ConfigError, load_config
+from .data_check import metric_configs
 from .order import DataError
 from .runner import Runner
 from .tta import average_views
-from .types import checked_types
+from .types import checked_types, named_by
 
 __all__ = ["test", "train"]
 
@@ -29,9 +32,7 @@ Launcher = Literal["none", "pytorch", "slurm"]
 
 
 def _prepare(config: str | Path | Config, work_dir: str | Path | None, options: dict | None, launcher: Launcher):
-    cfg = copy.deepcopy(config) if isinstance(config, Config) else load_config(config, options)
-    if isinstance(config, Config) and options:
-        cfg.merge_from_dict(options)
+    cfg = load_config(config, options)
     _check_launcher(launcher)
     if work_dir is not None:
         cfg.work_dir = str(work_dir)
@@ -48,6 +49,7 @@ def _prepare(config: str | Path | Config, work_dir: str | Path | None, options: 
     if not torch.cuda.is_available():
         env.setdefault("dist_cfg", ConfigDict())["backend"] = "gloo"
         _without_sync_bn(cfg)
+    init_default_scope(cfg.get("default_scope") or "mmengine")
     return cfg
 
 
@@ -116,11 +118,10 @@ def _without_sync_bn(node) -> None:
 
 
 def _runner(cfg: Config) -> Runner:
-    init_default_scope(cfg.get("default_scope", "mmengine"))
     try:
         with _writing(cfg):
             return Runner.from_cfg(cfg)
-    except (CheckpointError, ConfigError, DataError, UnicodeEncodeError):  # the last of a path
+    except (InputError, UnicodeEncodeError):  # the last of a path
         raise
     # MMEngine's registries and arguments: an unknown type, argument or value
     except (AssertionError, KeyError, TypeError, ValueError) as error:
@@ -230,13 +231,16 @@ def test(
         The metrics by name.
     """
     cfg = _prepare(config, work_dir, options, launcher)
+    for part in ("test_dataloader", "test_cfg", "test_evaluator"):
+        if cfg.get(part) is None:
+            raise ConfigError(f"{_name(cfg)} has no `{part}`: it cannot be tested")
     cfg.load_from, cfg.resume = str(checkpoint), False
     if out is not None:
         _write_predictions(cfg, Path(out))
     if show_dir is not None:
-        hook = cfg.get("default_hooks", {}).get("visualization")
-        if hook is None:
-            raise ConfigError(f"{_name(cfg)} has no `default_hooks.visualization`: it cannot draw")
+        hook = (cfg.get("default_hooks") or {}).get("visualization")
+        if hook is None or not cfg.get("visualizer"):
+            raise ConfigError(f"{_name(cfg)} has no `default_hooks.visualization`, or no `visualizer`: it cannot draw")
         hook.update(draw=True, interval=1)
         if hook.type == "DetVisualizationHook":
             hook.pop("interval")
@@ -252,12 +256,15 @@ def test(
 
 def _write_predictions(cfg: Config, folder: Path) -> None:
     _make_folder(folder, "out")
-    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
-    for evaluator in evaluators:
-        if evaluator.type == "CocoMetric":
-            evaluator.outfile_prefix = str(folder / "coco")
+    for metric in metric_configs(cfg.test_evaluator):
+        kind = named_by(METRICS, metric.get("type"))
+        takes = {name for one in getattr(kind, "__mro__", ()) for name in inspect.signature(one.__init__).parameters}
+        if "outfile_prefix" in takes:  # MMDetection's
+            metric.outfile_prefix = str(folder / "coco")
+        elif "output_dir" in takes:
+            metric.output_dir = str(folder)
         else:
-            evaluator.output_dir = str(folder)
+            print_log(f"--out: {metric.get('type')} writes no predictions", logger="current", level=logging.WARNING)
 
 
 def _run(runner: Runner, job: str, cfg: Config):
@@ -267,7 +274,7 @@ def _run(runner: Runner, job: str, cfg: Config):
     except DataError as error:
         # The traceback keeps the loaders, whose processes would then take seconds to end.
         raise error.with_traceback(None) from error.__cause__
-    except (CheckpointError, ConfigError):
+    except InputError:
         raise
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         # Loops, optimisers and schedules are built when the job starts, loaders and hooks later still. MMEngine names

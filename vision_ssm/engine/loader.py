@@ -11,6 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from .config import ConfigError
 from .data_check import dataset_faults
 from .order import DataError, Order, Seeded
+from .types import named_by
 
 __all__ = ["built", "ordered_loader"]
 
@@ -50,6 +51,7 @@ def ordered_loader(cfg: dict, dataset, seed: int, rank: int) -> DataLoader:
         rank: of this process.
 
     Raises:
+        ConfigError: `collate_fn` is no function.
         DataError: the data set does not make one batch.
     """
     cfg = copy.deepcopy(cfg)
@@ -64,8 +66,13 @@ def ordered_loader(cfg: dict, dataset, seed: int, rank: int) -> DataLoader:
 
     collate = cfg.pop("collate_fn", dict(type="pseudo_collate"))
     if isinstance(collate, dict):
-        kind = collate.pop("type")
-        collate = partial(FUNCTIONS.get(kind) if isinstance(kind, str) else kind, **collate)
+        kind = collate.pop("type", None)
+        function = named_by(FUNCTIONS, kind)
+        if function is None:
+            raise ConfigError(f"`train_dataloader.collate_fn` has the `type` {kind!r}: expected a registered function")
+        collate = partial(function, **collate)
+    elif not callable(collate):
+        raise ConfigError(f"`train_dataloader.collate_fn` is {collate!r}: expected a function, or its `type`")
     if cfg.pop("worker_init_fn", None) is not None:
         print_log("worker_init_fn is not used: every sample is seeded by its position", logger="current", level=30)
     order = Order(build, seed, rank)

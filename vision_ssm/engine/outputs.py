@@ -65,7 +65,8 @@ def _outputs(cfg: Config, metrics: Sequence, dataset) -> Iterator[tuple[Path, st
         elif prefix := getattr(metric, "outfile_prefix", None):  # MMDetection's
             yield from ((Path(f"{prefix}.{result}"), "") for result in _RESULTS)
             yield Path(prefix).parent / "metrics.json", ""
-    if folder := cfg.get("default_hooks", {}).get("visualization", {}).get("test_out_dir"):
+    drawing = (cfg.get("default_hooks") or {}).get("visualization") or {}
+    if folder := drawing.get("test_out_dir"):
         yield from ((Path(folder) / Path(image).name, image) for image in _images(dataset))
 
 

@@ -17,7 +17,7 @@ from mmengine.hooks import CheckpointHook as StockCheckpointHook
 from mmengine.logging import MessageHub
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIMIZERS, RUNNERS
+from mmengine.registry import HOOKS, LOOPS, OPTIMIZERS, RUNNERS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.runner import Runner as _Runner
 from torch import nn
@@ -27,6 +27,7 @@ from ..checkpoints import CheckpointError, read
 from ..files import write_atomically, written_over
 from .checkpoint_hook import CheckpointHook
 from .classes_hook import ClassesHook
+from .config import ConfigError
 from .data_check import DataCheckHook, check_samples, naming_annotations
 from .finite import FiniteHook, NonFiniteError, non_finite, refuse_non_finite
 from .loader import built, ordered_loader
@@ -39,17 +40,14 @@ from .resume import Resumption, process_state
 from .saved import folders_held
 from .schedule import warn_of_schedules
 from .setting import setting
+from .types import named_by
 from .weights import check_fits, converted, keeping_heads
 
 __all__ = ["Runner"]
 
-_LOOPS = {
-    "IterBasedTrainLoop": IterLoop,
-    "EpochBasedTrainLoop": EpochLoop,
-    IterBasedTrainLoop: IterLoop,
-    EpochBasedTrainLoop: EpochLoop,
-}
-_CHECKPOINT_HOOKS = ("CheckpointHook", StockCheckpointHook)
+_LOOPS = {IterBasedTrainLoop: IterLoop, EpochBasedTrainLoop: EpochLoop}
+# MMEngine takes None for these alone.
+_STOCK_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
 
 
 @RUNNERS.register_module(name="VisionSSMRunner")
@@ -145,9 +143,11 @@ class Runner(_Runner):
         if isinstance(loop, dict):
             loop = dict(loop)
             kind = loop.pop("type", None)
+            if kind is None and "by_epoch" not in loop:
+                raise ConfigError("`train_cfg` has no `type`: expected IterBasedTrainLoop or EpochBasedTrainLoop")
             if kind is None:
-                kind = "EpochBasedTrainLoop" if loop.pop("by_epoch") else "IterBasedTrainLoop"
-            loop["type"] = _LOOPS.get(kind, kind)
+                kind = EpochBasedTrainLoop if loop.pop("by_epoch") else IterBasedTrainLoop
+            loop["type"] = _LOOPS.get(named_by(LOOPS, kind), kind)
         cfg = self._train_dataloader  # stays a config: the scaling of learning rates reads the batch size from it
         self._train_dataloader = self._train_loader()
         try:
@@ -191,18 +191,17 @@ class Runner(_Runner):
 
     def register_hook(self, hook, priority=None) -> None:
         """As MMEngine's, with the stock checkpoint hook replaced."""
-        if isinstance(hook, dict) and hook.get("type") in _CHECKPOINT_HOOKS:
+        if isinstance(hook, dict) and named_by(HOOKS, hook.get("type")) is StockCheckpointHook:
             hook = dict(hook, type=CheckpointHook)
         super().register_hook(hook, priority)
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
-        """As MMEngine's, with a look at the classes, at the data before training, and at the losses."""
+        """As MMEngine's, with a look at the classes, at the data before training, and at the losses; None is off."""
         own = dict(classes=ClassesHook, data_check=DataCheckHook, finite=FiniteHook)
         hooks = {name: dict(type=hook) for name, hook in own.items()} | (hooks or {})
-        for name in own:
-            if hooks[name] is None:
-                del hooks[name]
-        super().register_default_hooks(hooks)
+        super().register_default_hooks(
+            {name: hook for name, hook in hooks.items() if hook is not None or name in _STOCK_HOOKS}
+        )
 
     # Running
 
@@ -386,6 +385,8 @@ class Runner(_Runner):
         if self._resume_from is not None:
             self.resume(self._resume_from)
         elif self._load_from is not None:
+            if training and self.checkpoint_hook is not None:
+                self.checkpoint_hook.check_start(str(self._load_from), self.work_dir)
             self.load_checkpoint(self._load_from, keep_head=bool(self.cfg.get("keep_head", False)))
         elif self._resume:
             self.logger.info(f"no checkpoint in {self.work_dir} to resume from: starting anew")

@@ -7,6 +7,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
 from .config import ConfigError
+from .types import named_by
 
 __all__ = ["average_views"]
 
@@ -23,12 +24,12 @@ def average_views(cfg: Config) -> None:
     Raises:
         ConfigError: it has none of these.
     """
-    kind = MODELS.get(cfg.model.type) if isinstance(cfg.model.get("type"), str) else cfg.model.get("type")
-    if "tta_options" in cfg:
+    kind = named_by(MODELS, cfg.model.get("type"))
+    if cfg.get("tta_options"):
         cfg.merge_from_dict(cfg.tta_options.to_dict())
     elif hasattr(kind, "tta_options"):
         cfg.merge_from_dict(kind.tta_options(cfg))
-    elif "tta_model" in cfg and "tta_pipeline" in cfg:
+    elif cfg.get("tta_model") and cfg.get("tta_pipeline"):
         trained = _trained(cfg.get("train_dataloader") or {})
         cfg.test_dataloader.dataset.pipeline = [_only(trained, step) for step in cfg.tta_pipeline]
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
@@ -48,6 +49,12 @@ def _steps(node) -> Iterator[Mapping]:
             yield from _steps(one)
 
 
+def _kind(step: Mapping) -> str:
+    """The name of a step's class, which may be the class, or have its library before it."""
+    kind = step.get("type")
+    return kind.rpartition(".")[2] if isinstance(kind, str) else getattr(kind, "__name__", "")
+
+
 def _directions(step: Mapping) -> set[str]:
     """Directions that a `RandomFlip` may flip in."""
     prob = step.get("prob")
@@ -61,22 +68,23 @@ def _trained(loader: Mapping) -> set[str] | None:
     """Directions of the flips of a training; None if it has steps that cannot be told."""
     found = set()
     for step in _steps(loader):
-        if step["type"] in _UNKNOWN:
+        kind = _kind(step)
+        if kind in _UNKNOWN:
             return None
-        if step["type"] == _TURN:
+        if kind == _TURN:
             found |= {"horizontal", "vertical", "diagonal"}
-        elif step["type"] == "RandomFlip":
+        elif kind == "RandomFlip":
             found |= _directions(step)
     return found
 
 
 def _only(trained: set[str] | None, step: Mapping) -> Mapping:
     """A step of a pipeline; of `TestTimeAug` without flips that were not trained."""
-    if trained is None or step["type"] != "TestTimeAug":
+    if trained is None or _kind(step) != "TestTimeAug":
         return step
     kept = []
     for views in step["transforms"]:
-        left_out = [v for v in views if v["type"] == "RandomFlip" and not _directions(v) <= trained]
+        left_out = [v for v in views if _kind(v) == "RandomFlip" and not _directions(v) <= trained]
         if left_out:
             names = ", ".join(sorted(set().union(*map(_directions, left_out))))
             print_log(f"--tta: no {names} flips, training has none", logger="current")

@@ -9,7 +9,7 @@ from mmengine.registry import Registry
 from mmengine.registry import registry as lookup
 from mmengine.utils import get_object_from_string
 
-__all__ = ["checked_types"]
+__all__ = ["checked_types", "named_by"]
 
 
 @contextmanager
@@ -25,6 +25,11 @@ def checked_types() -> Iterator[None]:
         yield
     finally:
         lookup.get_object_from_string = before
+
+
+def named_by(registry: Registry, kind) -> object | None:
+    """What a `type` names, with or without a scope before it, or as a dotted path; None if there is no such thing."""
+    return registry.get(kind) if isinstance(kind, str) else kind
 
 
 def _named(path: str):

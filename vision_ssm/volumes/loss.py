@@ -49,7 +49,8 @@ class DeepSupervision(nn.Module):
         parts = [part for part in parts if part[1].numel()]
         if not parts:
             return 0.0 * logits.sum()
-        overlap = torch.stack([dice(*part) for part in parts]).mean()
+        overlap = torch.stack([dice(*part) for part in parts])
+        overlap = overlap.sum() if dice.reduction == "sum" else overlap.mean()
         everything, ids = (torch.cat(one, -1) for one in zip(*parts, strict=True))
         return self.loss.lambda_dice * overlap + self.loss.lambda_ce * cross_entropy(everything, ids)
 

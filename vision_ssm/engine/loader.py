@@ -35,6 +35,10 @@ def built(dataset):
     except Exception as error:
         if found := dataset_faults(config):
             raise DataError(found) from error
+        if isinstance(error, OSError) and error.filename is not None:
+            raise DataError(
+                f"{where or 'the data set'} cannot be listed: {error.filename}: {error.strerror}"
+            ) from error
         if not isinstance(error, (ValueError, IndexError)):
             raise
         raise DataError(f"{where or 'the data set'} cannot be listed, or is empty: {error}") from error

@@ -29,7 +29,7 @@ def average_views(cfg: Config) -> None:
         cfg.merge_from_dict(cfg.tta_options.to_dict())
     elif hasattr(kind, "tta_options"):
         cfg.merge_from_dict(kind.tta_options(cfg))
-    elif cfg.get("tta_model") and cfg.get("tta_pipeline"):
+    elif cfg.get("tta_model") and cfg.get("tta_pipeline") is not None:
         trained = _trained(cfg.get("train_dataloader") or {})
         cfg.test_dataloader.dataset.pipeline = [_only(trained, step) for step in cfg.tta_pipeline]
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)

@@ -28,8 +28,12 @@ def checked_types() -> Iterator[None]:
 
 
 def named_by(registry: Registry, kind) -> object | None:
-    """What a `type` names, with or without a scope before it, or as a dotted path; None if there is no such thing."""
-    return registry.get(kind) if isinstance(kind, str) else kind
+    """What a `type` names, in the default scope or another that stands before it, or as a dotted path; None if there is
+    no such thing."""
+    if not isinstance(kind, str):
+        return kind
+    with registry.switch_scope_and_registry(None) as scoped:
+        return scoped.get(kind)
 
 
 def _named(path: str):

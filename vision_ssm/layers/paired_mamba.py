@@ -53,10 +53,11 @@ class SiameseMamba(Mamba):
         self.ssm.scale = 0.25
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch = x.shape[0]
         x = torch.cat([x, x.flip(2)])
         u, z = self.in_proj(x).unsqueeze(1).chunk(2, dim=-1)
         # The way back needs no reversed copy: the convolution is mirrored and the scan reads its steps from the end.
         tables = scan_tables(_BACKWARD, [x.shape[1]], x)
         y = self.ssm(self.conv1d(u, None, [False]), None, z) + self.ssm(self.conv1d(u, None, [True]), tables, z)
-        plain, turned = self.out_proj(y.squeeze(1)).chunk(2)
-        return plain + turned.flip(2)
+        y = self.out_proj(y.squeeze(1))
+        return y[:batch] + y[batch:].flip(2)

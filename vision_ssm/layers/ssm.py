@@ -90,14 +90,15 @@ class SelectiveSSM(nn.Module):
         """
         R, N, K = self.dt_rank, self.d_state, self.paths if paths is None else paths[1] - paths[0]
         x_proj, D = self._of(self.x_proj, paths), self._of(self.D, paths)
+        if self.scale != 1.0:  # the output is linear in C and D; dt, B and C stay parts of one product
+            x_proj = torch.cat([x_proj[:, : R + N], x_proj[:, R + N :] * self.scale], 1)
+            D = D * self.scale
         if u.shape[1] == 1:  # one sequence: one matrix product serves all paths
             x = F.linear(u[:, 0], x_proj.flatten(0, 1)).unflatten(2, [x_proj.shape[0], R + 2 * N]).transpose(1, 2)
         else:
             x = torch.bmm(u.transpose(0, 1).flatten(1, 2), x_proj.transpose(1, 2))
             x = x.view(K, u.shape[0], u.shape[2], R + 2 * N).transpose(0, 1)
         dt, B, C = x.expand(-1, K, -1, -1).split([R, N, N], dim=-1)
-        if self.scale != 1.0:  # the output is linear in C and D, which are small
-            C, D = C * self.scale, D * self.scale
         return scan_tokens(
             u,
             dt,

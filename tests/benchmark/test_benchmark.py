@@ -3,6 +3,7 @@ import torch
 
 from vision_ssm.benchmark import ops
 from vision_ssm.benchmark.timing import interleaved, machine
+from vision_ssm.errors import InputError
 
 
 def test_contestants_take_turns():
@@ -36,5 +37,5 @@ def test_peers_compute_what_we_compute(case, grad):
 
 
 def test_missing_sdist_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="sdist"):
+    with pytest.raises(InputError, match="sdist"):
         ops.load_published_reference(tmp_path)

@@ -97,7 +97,7 @@ def some_file(folder, part, which):
 
 
 def test_missing_data_root(tmp_path):
-    fails(demo(tmp_path / "nowhere"), tmp_path, "nowhere", kind=FileNotFoundError)
+    fails(demo(tmp_path / "nowhere"), tmp_path, "nowhere")
 
 
 @pytest.mark.parametrize("content, workers", [(b"", 0), (b"no image", 2)], ids=["empty", "text"])
@@ -191,4 +191,4 @@ def test_coco_image_that_is_missing_or_does_not_decode(spoilt, tmp_path):
 def test_coco_annotation_file_that_is_missing(spoilt, tmp_path):
     cfg = coco(spoilt)
     cfg.train_dataloader.dataset.ann_file = "coco/absent.json"
-    fails(cfg, tmp_path, "absent.json", kind=FileNotFoundError)
+    fails(cfg, tmp_path, "absent.json")

@@ -324,7 +324,10 @@ def test_outputs_are_those_of_the_classes(outputs):
 
 @pytest.mark.parametrize(
     ("name", "roi", "message"),
-    [("umamba_v1_3d_test", (30, 32, 16), "expected multiples of"), ("umamba_3d_test", (16, 16, 16), r"a map of \(4, 4, 4\)")],
+    [
+        ("umamba_v1_3d_test", (30, 32, 16), "expected multiples of"),
+        ("umamba_3d_test", (16, 16, 16), r"a map of \(4, 4, 4\)"),
+    ],
 )
 def test_windows_that_the_network_does_not_take(name, roi, message):
     with pytest.raises(ConfigError, match=rf"`inference\.roi_size` is .*{message}"):

@@ -55,8 +55,8 @@ def test_pictures_are_seen_as_viewers_show_them(suffix, tag, tmp_path):
     train = _dataset(tmp_path, f"i.{suffix}", "m.png", label_map={255: 1})
     train.check()
     sample = train[0]
-    assert sample["image"].shape == (1, 3, 48, 64) and sample["label"].shape == (1, 1, 48, 64)
-    assert torch.equal(sample["image"][:, :1] > 127, sample["label"] == 1)
+    assert sample["image"].shape == (3, 48, 64) and sample["label"].shape == (1, 48, 64)
+    assert torch.equal(sample["image"][:1] > 127, sample["label"] == 1)
     case = _dataset(tmp_path, f"i.{suffix}", "m.png", test_mode=True, label_map={255: 1})[0]["case"]
     assert case.original_shape == (48, 64) and torch.equal(case.truth, torch.from_numpy((mask > 0).T).byte())
 
@@ -69,12 +69,12 @@ def test_palettes_and_deep_pictures(tmp_path):
         picture.putpalette([0, 0, 0, colour or 255, 100, 3])
         picture.save(tmp_path / name)
     sample = _dataset(tmp_path, "i.png", "m.png")[0]
-    assert torch.equal(sample["label"][0, 0], torch.from_numpy(ids.T).long())
-    assert sample["image"][0, :, 1, 0].tolist() == [9, 100, 3]
+    assert torch.equal(sample["label"][0], torch.from_numpy(ids.T).long())
+    assert sample["image"][:, 1, 0].tolist() == [9, 100, 3]
     _picture(tmp_path / "d.png", ids.astype(np.uint16) * 200 * 257)
     deep = _dataset(tmp_path, "d.png", "m.png")
     deep.check()
-    assert torch.equal(deep[0]["image"][0, 0], torch.from_numpy(ids.T) * 200.0)
+    assert torch.equal(deep[0]["image"][0], torch.from_numpy(ids.T) * 200.0)
     assert [read_channels(tmp_path / name) for name in ("i.png", "d.png")] == [3, 1]
     _picture(tmp_path / "f.tif", ids.astype(np.float32))
     with pytest.raises(DataError, match=r"f\.tif: cannot be read: it .*float pixels"):
@@ -140,7 +140,7 @@ def test_files_of_3d_and_4d_have_one_geometry(tmp_path):
     train = _dataset(tmp_path, "i.nii.gz", "m.nii.gz", classes=("a", "b", "c"), steps=[*_steps(*BOTH), spacing])
     train.check()
     sample = train[0]
-    assert sample["image"].shape[1:] == (2, 8, 9, 13) and sample["label"].shape[1:] == (1, 8, 9, 13)
+    assert sample["image"].shape == (2, 8, 9, 13) and sample["label"].shape == (1, 8, 9, 13)
     case = _dataset(tmp_path, "i.nii.gz", "m.nii.gz", True, classes=("a", "b", "c"))[0]["case"]
     assert np.allclose(case.original_affine, right) and case.spacing == pytest.approx((1.5, 1.25, 5.0))
 
@@ -173,7 +173,7 @@ def test_modalities_of_one_grid(tmp_path):
     classes = ("a", "b", "c")
     good = _dataset(tmp_path, ["t1.nii.gz", "t2.nii.gz"], "m.nii.gz", classes=classes)
     good.check()
-    assert torch.equal(good[0]["image"][0], torch.from_numpy(np.stack([image] * 2)))
+    assert torch.equal(good[0]["image"], torch.from_numpy(np.stack([image] * 2)))
     bad = _dataset(tmp_path, ["t1.nii.gz", "off.nii.gz"], "m.nii.gz", classes=classes)
     for look in (bad.check, lambda: bad[0]):
         with pytest.raises(DataError, match=r"off\.nii\.gz:? its affine puts voxels 1\.0 voxels off"):

@@ -102,9 +102,9 @@ def test_ids_that_are_ignored(label_map, root):
     data = VolumeDataset(**arguments)
     data.check()
     label = data[0]["label"]
-    assert (label[:, :, :, :6] == -1).all() and label[:, :, :, 6:].min() == 0 and label.max() == 2
+    assert (label[:, :, :6] == -1).all() and label[:, :, 6:].min() == 0 and label.max() == 2
     case = VolumeDataset(**arguments | dict(transforms=tiny_volumes.loading("image")[:2], test_mode=True))[0]["case"]
-    assert torch.equal(case.ignored, label[0, 0] == -1) and torch.equal(case.truth, label[0, 0].clamp(0).byte())
+    assert torch.equal(case.ignored, label[0] == -1) and torch.equal(case.truth, label[0].clamp(0).byte())
     with pytest.raises(DataError, match="ids outside the classes: 9"):
         VolumeDataset(**arguments | dict(ignore_label=None)).check()
 

@@ -38,8 +38,8 @@ def test_config_loads_the_list(name, tmp_path):
     assert tuple(map(len, sets)) == counts
     training, *whole = (one[0] for one in sets)
     roi = tuple(cfg.model.inference.roi_size)
-    assert training["image"].shape[1:] == (cfg.model.network.in_chans, *roi)
-    assert training["label"].shape[1:] == (1, *roi)
+    assert training["image"].shape[-len(roi) - 1 :] == (cfg.model.network.in_chans, *roi)
+    assert training["label"].shape[-len(roi) - 1 :] == (1, *roi)
     for sample in whole:
         assert sample["case"].truth.unique().tolist() == list(range(len(cfg.classes)))
 

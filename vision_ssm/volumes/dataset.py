@@ -83,9 +83,9 @@ def _item(entry, where: str, root: Path) -> dict:
 class VolumeDataset(torch.utils.data.Dataset):
     """Volumes (or pictures) and their label maps.
 
-    For training a sample is `image` (crops, channels, *size), float32, and `label` (crops, 1, *size), int64: a
-    transform that makes several crops makes several of each. For tests it is `image` (1, channels, *size) and its
-    `case`; the transforms see "image" alone, and the truth stays on the file's grid.
+    For training a sample is `image` (channels, *size), float32, and `label` (1, *size), int64, as the transforms leave
+    them; where a transform makes several crops, both have an axis of crops before these. For tests it is `image`
+    (1, channels, *size) and its `case`; the transforms see "image" alone, and the truth stays on the file's grid.
 
     What is random in the transforms follows from NumPy's generator when a sample is drawn, which the engine seeds by
     the sample's position in the run.
@@ -196,10 +196,14 @@ class VolumeDataset(torch.utils.data.Dataset):
         if self.test_mode:
             return self._whole(index)
         data = self._transformed(index)
-        crops = data if isinstance(data, list) else [data]
-        images = [_plain(crop["image"]).float() for crop in crops]
-        labels = [self._ids(_plain(crop["label"]), image, index) for crop, image in zip(crops, images, strict=True)]
-        return dict(image=torch.stack(images), label=torch.stack(labels))
+        if not isinstance(data, list):
+            return self._sample(data, index)
+        crops = [self._sample(crop, index) for crop in data]
+        return {key: torch.stack([crop[key] for crop in crops]) for key in crops[0]}
+
+    def _sample(self, data: dict, index: int) -> dict:
+        image = _plain(data["image"]).float()
+        return dict(image=image, label=self._ids(_plain(data["label"]), image, index))
 
     def _ids(self, label: Tensor, image: Tensor, index: int) -> Tensor:
         """A label map after the transforms, int64, which any of them may have spoilt."""

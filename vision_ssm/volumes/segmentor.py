@@ -184,8 +184,9 @@ class VolumeSegmentor(BaseModel):
         """Train on, or segment, a batch.
 
         Args:
-            image: (batch, channels, *size); or a list of such, which "loss" and "tensor" join.
-            label: class ids (batch, 1, *size), -1 where nothing is counted, for "loss".
+            image: (batch, channels, *size); or a list, which "loss" and "tensor" join, of such and of single ones
+                (channels, *size).
+            label: class ids (batch, 1, *size), -1 where nothing is counted, for "loss"; or a list likewise.
             case: of each image, for "predict".
             mode: "loss" for the training loss, "predict" for class ids, "tensor" for the network's output.
 
@@ -196,12 +197,19 @@ class VolumeSegmentor(BaseModel):
         if mode == "predict":
             images = image if isinstance(image, (list, tuple)) else image.split(1)
             return [self._segment(one, case[i] if case else None) for i, one in enumerate(images)]
-        image = torch.cat(list(image)) if isinstance(image, (list, tuple)) else image
+        image = self._joined(image)
         if mode == "tensor":
             return self.network(self._in_memory(image))
-        label = torch.cat(list(label)) if isinstance(label, (list, tuple)) else label
+        label = self._joined(label)
         self._try_window(image)
         return dict(loss=self.loss(self._logits(image), label))
+
+    def _joined(self, samples: Tensor | Sequence[Tensor]) -> Tensor:
+        """One batch of samples, each one image or several crops of one."""
+        if isinstance(samples, Tensor):
+            return samples
+        single = len(self.windows.roi_size) + 1  # dimensions of an image with its channels
+        return torch.cat([sample[None] if sample.ndim == single else sample for sample in samples])
 
     @torch.no_grad()
     def _segment(self, image: Tensor, case: Case | None) -> dict:

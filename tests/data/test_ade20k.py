@@ -1,8 +1,6 @@
 import dataclasses
 import hashlib
 import json
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -262,8 +260,7 @@ def test_bad_arguments(root, options):
     assert error.value.code == 2
 
 
-def test_the_script(root):
-    """From a bare source tree, against the published numbers."""
-    result = subprocess.run([sys.executable, str(TOOL), str(root)], capture_output=True, text=True)
-    assert result.returncode == 1, result.stderr
-    assert "missing: 20,207 of images/training" in result.stdout
+def test_the_script(root, monkeypatch, capsys):
+    """Against the published numbers."""
+    assert trees.run_script(monkeypatch, TOOL, str(root)) == 1
+    assert "missing: 20,207 of images/training" in capsys.readouterr().out

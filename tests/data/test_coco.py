@@ -1,5 +1,3 @@
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -199,8 +197,7 @@ def test_nothing_there_yet(tmp_path, capsys):
     assert all(archive.url in out for archive in ARCHIVES)
 
 
-def test_the_script(root):
-    """From a bare source tree, against the published numbers."""
-    result = subprocess.run([sys.executable, str(TOOL), str(root), "--splits", "val"], capture_output=True, text=True)
-    assert result.returncode == 1, result.stderr
-    assert f"wrong: {VAL}: 2 images (expected 5,000)" in result.stdout
+def test_the_script(root, monkeypatch, capsys):
+    """Against the published numbers."""
+    assert trees.run_script(monkeypatch, TOOL, str(root), "--splits", "val") == 1
+    assert f"wrong: {VAL}: 2 images (expected 5,000)" in capsys.readouterr().out

@@ -1,10 +1,13 @@
 """Small data sets in the layouts of ADE20K, COCO, BTCV, ACDC, AMOS and ISIC."""
 
 import json
+import runpy
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 ADE_COUNTS = {"training": ("train", 3), "validation": ("val", 2)}
@@ -156,3 +159,11 @@ def isic(root: Path, folders: Mapping[tuple[str, str], int], value: int = 255, e
         save_mask(root / "one.png", value)
         _copies(root / "one.png", [f"{masks}/{name}{ending}.png" for name in names], root)
     return root
+
+
+def run_script(monkeypatch, script: Path, *arguments: str) -> int:
+    """The status of a script of the tools, run in this process."""
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(script), run_name="__main__")
+    return end.value.code
